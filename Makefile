@@ -1,0 +1,84 @@
+# Two commands on a fresh machine with Python 3.11 or 3.12 and make: `make demo` and `make test`.
+# Everything is installed inside .venv from requirements.lock; stamp files make a second run start at once.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The first interpreter that really runs and is 3.12 or 3.11 (a shim on PATH may not run); PYTHON=… overrides.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+UV_VERSION := 0.13.8
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python $(BIN)/python
+# One thread: on small shared machines the spinning barriers of two are many times slower.
+export OMP_NUM_THREADS ?= 1
+PYTEST_WORKERS ?= 2
+
+.PHONY: help setup demo test check bench soak toy-model lock clean-stamps
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed $(VENV)/.libraries ## .venv with everything in it, and the system libraries
+
+demo: setup ## a prompt in, an MP4 out, through the real InvokeAI graph engine
+	@$(BIN)/invokeai-video demo $(DEMO_ARGS)
+
+test: setup $(VENV)/.chromium ## all tests, under 20 minutes on 2 cores
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(TEST_ARGS)
+
+check: $(VENV)/.installed ## lint, types and architecture, under 60 seconds
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q -p no:xdist tests/architecture
+
+bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or difference
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+soak: setup ## the long judgement of the toy model: at least 400 clips
+	@$(BIN)/python -m training.soak $(SOAK_ARGS)
+
+toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
+	@$(BIN)/python -m training.train_all $(TOY_ARGS)
+
+lock: $(VENV)/.python ## resolve requirements.lock anew
+	@$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-header --annotation-style=line --no-emit-index-url --no-emit-find-links -q -o requirements.lock
+
+$(VENV)/.python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: expected Python 3.11 or 3.12, found none on PATH. Install one, or name it: make PYTHON=/path/to/python3.12 …"; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("error: expected Python 3.11 or 3.12, got %d.%d from $(PYTHON); nearest: %s" % (v + ("3.11" if v < (3, 11) else "3.12",)))'
+	@echo "setup: $(VENV) with $$($(PYTHON) --version)"
+	@"$(PYTHON)" -m venv $(VENV) || { \
+		echo "error: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get update && apt-get install -y python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv==$(UV_VERSION)"
+	@touch $@
+
+$(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.python patches/invokeai_video_startup.pth
+	@echo "setup: installing requirements.lock (some GB the first time)"
+	@$(UV_PIP) --require-hashes -r requirements.lock
+	@$(UV_PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What InvokeAI's cv2 links to. $(1) names apt packages, $(2) is what the person reads.
+define apt_install
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "setup: apt-get install $(1)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null; \
+	else \
+		echo "error: $(2) missing. On Debian or Ubuntu, as root: apt-get update && apt-get install -y $(1)"; exit 1; fi
+endef
+
+$(VENV)/.libraries: $(VENV)/.installed
+	@if ! $(BIN)/python -c 'import cv2' >/dev/null 2>&1; then \
+		$(call apt_install,libgl1 libglib2.0-0,libGL or glib (InvokeAI reads images through them)); fi
+	@$(BIN)/python -c 'import cv2'
+	@touch $@
+
+$(VENV)/.chromium: $(VENV)/.installed
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+		$(call apt_install,chromium,Chromium (the browser tests drive it)); fi
+	@touch $@

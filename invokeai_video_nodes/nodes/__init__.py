@@ -1,0 +1,1 @@
+"""InvokeAI nodes: read fields, call the core once, save. No tensor arithmetic lives here."""

@@ -1,13 +1,14 @@
 """Tiny random Z-Image Video models: the real classes at toy sizes, seeded, made in a second or two.
 
-Prompt in, frames out, with nothing meaningful in between: they test plumbing and arithmetic, never quality. Sizes are chosen so
-that every key that a public checkpoint has exists here too (fused qkv in the original layout, pad tokens, two refiners), and so
-that 8-bit GGUF blocks of 32 values fit most matrices. Imports no InvokeAI.
+Prompt in, frames out, with nothing meaningful in between: they test plumbing and arithmetic, never quality. Sizes are
+chosen so that every key that a public checkpoint has exists here too (fused qkv in the original layout, pad tokens, two
+refiners), and so that 8-bit GGUF blocks of 32 values fit most matrices. Imports no InvokeAI.
 
     folder = make_tiny_z_image_video(tmp_path / "tiny")              # diffusers folder, f_patch_size 1, 2 and 4
-    file = make_tiny_single_file(tmp_path / "tiny.safetensors")      # transformer only, its config in the file's metadata
-    file = make_tiny_gguf(tmp_path / "tiny.gguf")                    # Q8_0 / F32, original keys
-    file = make_tiny_image_checkpoint(tmp_path / "image.safetensors")  # f_patch_size 1 only: what a public image model looks like
+    file = make_tiny_single_file(tmp_path / "tiny.safetensors")      # transformer only, its config in the file's
+    metadata file = make_tiny_gguf(tmp_path / "tiny.gguf")                    # Q8_0 / F32, original keys file =
+    make_tiny_image_checkpoint(tmp_path / "image.safetensors")  # f_patch_size 1 only: what a public image model looks
+    like
 """
 
 from __future__ import annotations
@@ -58,11 +59,14 @@ def make_tiny_z_image_video(
 ) -> Path:
     """Write a complete diffusers folder (about 3 MB, float32) and return it.
 
-    `f_patch_sizes=(1,)` gives what an image checkpoint looks like. Pixel sizes up to 1024 and 128 frames fit its position tables.
+    `f_patch_sizes=(1,)` gives what an image checkpoint looks like. Pixel sizes up to 1024 and 128 frames fit its
+    position tables.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_transformer(f_patch_sizes=f_patch_sizes, latent_channels=latent_channels, seed=seed).save_pretrained(folder / "transformer")
+    tiny_transformer(f_patch_sizes=f_patch_sizes, latent_channels=latent_channels, seed=seed).save_pretrained(
+        folder / "transformer"
+    )
     tiny_vae(latent_channels=latent_channels, seed=seed).save_pretrained(folder / "vae")
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -92,8 +96,8 @@ def make_tiny_single_file(
 ) -> Path:
     """Write the transformer alone as one safetensors file and return its path.
 
-    `prefix` is put before every key ("model.diffusion_model." in some public files); `with_config=False` leaves out the config
-    in the metadata, so that the sizes cannot be known. The weights equal the folder's with the same seed.
+    `prefix` is put before every key ("model.diffusion_model." in some public files); `with_config=False` leaves out the
+    config in the metadata, so that the sizes cannot be known. The weights equal the folder's with the same seed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ def make_tiny_gguf(
     latent_channels: int = 16,
     seed: int = 0,
 ) -> Path:
-    """Write the transformer alone as GGUF (Q8_0 where rows hold whole blocks of 32, else F32), original keys, and return its path.
+    """Write the transformer alone as GGUF (Q8_0 where rows hold whole blocks of 32, else F32), original keys.
 
     The transformer's config stands as JSON in the key-value field "config".
     """
@@ -141,11 +145,13 @@ def make_tiny_image_checkpoint(
     seed: int = 0,
     layout: Literal["diffusers", "original"] = "original",
 ) -> Path:
-    """Write a single-file transformer that knows f_patch_size 1 only, as public image checkpoints do, and return its path."""
+    """Write a single-file transformer that knows f_patch_size 1 only, as public image checkpoints do."""
     return make_tiny_single_file(path, f_patch_sizes=(1,), latent_channels=latent_channels, seed=seed, layout=layout)
 
 
-def tiny_transformer(*, f_patch_sizes: Sequence[int] = (1, 2, 4), latent_channels: int = 16, seed: int = 0) -> ZImageTransformer2DModel:
+def tiny_transformer(
+    *, f_patch_sizes: Sequence[int] = (1, 2, 4), latent_channels: int = 16, seed: int = 0
+) -> ZImageTransformer2DModel:
     """A ZImageTransformer2DModel of width 64 in eval mode, float32; the caption features are 32 wide."""
     with _seeded(seed):
         model = ZImageTransformer2DModel(
@@ -216,7 +222,9 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        _CORPUS, trainers.BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False)
+    )
     trained = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in trained["merges"]]
     return Qwen2Tokenizer(
@@ -239,7 +247,8 @@ def transformer_config(transformer: ZImageTransformer2DModel) -> dict[str, Any]:
 def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """diffusers' keys -> those of the original release: fused qkv, `q_norm`, `out`, pad tokens of one axis.
 
-    One f_patch_size becomes plain `x_embedder`/`final_layer`; several keep the `2-F` names, which the original layout lacks.
+    One f_patch_size becomes plain `x_embedder`/`final_layer`; several keep the `2-F` names, which the original layout
+    lacks.
     """
     embedders = {key.split(".")[1] for key in weights if key.startswith("all_x_embedder.")}
     renamed: dict[str, torch.Tensor] = {}
@@ -253,7 +262,9 @@ def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         name = key.replace(".norm_q.", ".q_norm.").replace(".norm_k.", ".k_norm.").replace(".to_out.0.", ".out.")
         if len(embedders) == 1:
             only = next(iter(embedders))
-            name = name.replace(f"all_x_embedder.{only}.", "x_embedder.").replace(f"all_final_layer.{only}.", "final_layer.")
+            name = name.replace(f"all_x_embedder.{only}.", "x_embedder.").replace(
+                f"all_final_layer.{only}.", "final_layer."
+            )
         renamed[name] = value.reshape(-1) if key in ("x_pad_token", "cap_pad_token") else value
     return renamed
 

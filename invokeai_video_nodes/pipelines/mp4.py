@@ -1,0 +1,173 @@
+"""Frames -> an MP4 file: streamed into ffmpeg, tagged and converted as BT.709, there whole or not at all.
+
+The file grows under a temporary name beside its final one and is renamed when ffmpeg has closed it, so nobody ever sees
+half a video. The name carries the writer's process, so that `clean_stale` can tell leftovers of a killed one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import psutil
+
+from .errors import BadInput, Canceled, OutputError
+from .ffmpeg import EXACT_SCALING, Ffmpeg
+from .sampling import Stop
+
+Codec = Literal["h264", "h265"]
+
+_ENCODERS = {
+    "h264": ["-c:v", "libx264"],
+    # hvc1: Apple's players refuse the default tag. x265 has a log of its own.
+    "h265": ["-c:v", "libx265", "-tag:v", "hvc1", "-x265-params", "log-level=error"],
+}
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+_MAX_CRF = 51
+
+_TEMPORARY = re.compile(r"^\.invokeai-video-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]+\.part$")
+
+
+def write_mp4(
+    frames: Iterator[np.ndarray],
+    path: Path | str,
+    *,
+    fps: float,
+    width: int,
+    height: int,
+    codec: Codec = "h264",
+    crf: int = 18,
+    preset: str = "medium",
+    stop: Stop | None = None,
+) -> int:
+    """Write `frames`, uint8 [height, width, 3] RGB, to `path` and return how many there were.
+
+    8-bit 4:2:0, moov atom first. `crf` 0 (lossless) to 51, as x264 and x265 count. Takes one frame at a time from
+    `frames` and closes it. Raises BadInput for sizes and settings before the first frame is asked for, Canceled between
+    frames where `stop()` answers True, OutputError where the file cannot be written; then nothing is left in the
+    folder.
+    """
+    check_mp4_settings(fps=fps, width=width, height=height, codec=codec, crf=crf, preset=preset)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"Writing {path}: expected an existing folder, got {path.parent}")
+    temporary = path.with_name(_temporary_name())
+    ffmpeg = Ffmpeg(_arguments(temporary, fps, width, height, codec, crf, preset), feed=True)
+    try:
+        written = _feed(ffmpeg, frames, width=width, height=height, stop=stop)
+        if ffmpeg.finish() != 0:
+            raise _output_error(path, temporary, ffmpeg, written)
+        if not written:
+            raise BadInput.expected("frames to write", "at least 1", 0)
+        os.replace(temporary, path)
+    except OSError as error:
+        ffmpeg.kill()
+        raise _output_error(path, temporary, ffmpeg, None, error) from error
+    except BaseException:
+        ffmpeg.kill()
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+        close = getattr(frames, "close", None)
+        if close is not None:
+            close()
+    return written
+
+
+def check_mp4_settings(*, fps: float, width: int, height: int, codec: str, crf: int, preset: str = "medium") -> None:
+    """Raise BadInput for what cannot be encoded: call it before the model runs, so that nothing is lost at the end."""
+    for name, size in (("video width", width), ("video height", height)):
+        if size < 2 or size % 2:
+            # 4:2:0 stores colour once for each 2x2 pixels.
+            raise BadInput.expected(name, "an even number of pixels", size, max(size - size % 2, 2))
+    if codec not in get_args(Codec):
+        raise BadInput.expected("codec", f"one of {', '.join(get_args(Codec))}", repr(codec), "h264")
+    if not 0 <= crf <= _MAX_CRF:
+        raise BadInput.expected("crf", f"0 to {_MAX_CRF}", crf, min(max(crf, 0), _MAX_CRF))
+    if preset not in PRESETS:
+        raise BadInput.expected("preset", f"one of {', '.join(PRESETS)}", repr(preset), "medium")
+    if fps <= 0:
+        raise BadInput.expected("fps", "more than 0", fps, 1)
+
+
+def clean_stale(folder: Path | str) -> list[Path]:
+    """Remove the temporary files in `folder` whose writers are gone, and return their paths."""
+    removed = []
+    for path in Path(folder).glob(".invokeai-video-*.part"):
+        name = _TEMPORARY.match(path.name)
+        if name and not _is_running(int(name["pid"]), int(name["started"])):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _arguments(temporary: Path, fps: float, width: int, height: int, codec: Codec, crf: int, preset: str) -> list[str]:
+    # Full-range RGB is converted with the matrix that the tags name; players that ignore tags guess BT.709 for most
+    # sizes.
+    convert = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT_SCALING},format=yuv420p"
+    tags = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+    return [
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:g}", "-i", "pipe:0"),
+        *("-vf", f"{convert},{tags}"),
+        *(*_ENCODERS[codec], "-crf", str(crf), "-preset", preset),
+        *("-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
+        *("-movflags", "+faststart", "-f", "mp4", "-y", str(temporary)),
+    ]
+
+
+def _feed(ffmpeg: Ffmpeg, frames: Iterator[np.ndarray], *, width: int, height: int, stop: Stop | None) -> int:
+    """Write every frame into ffmpeg's pipe; stops quietly where ffmpeg has ended, its exit status tells the rest."""
+    written = 0
+    for frame in frames:
+        if stop is not None and stop():
+            raise Canceled
+        if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
+            expected = f"uint8 [{height}, {width}, 3]"
+            raise BadInput.expected(f"frame {written}", expected, f"{frame.dtype} {list(frame.shape)}")
+        try:
+            ffmpeg.pipe.write(memoryview(np.ascontiguousarray(frame)).cast("B"))
+        except BrokenPipeError:
+            return written
+        written += 1
+    return written
+
+
+def _output_error(
+    path: Path, temporary: Path, ffmpeg: Ffmpeg, written: int | None, error: OSError | None = None
+) -> OutputError:
+    """What could not be written, what it needed so far, and what the disk has once the unfinished file is gone."""
+    needed = temporary.stat().st_size if temporary.exists() else 0
+    temporary.unlink(missing_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    after = "" if written is None else f" after {written} frames"
+    reason = str(error) if error is not None else ffmpeg.last_words()
+    return OutputError(
+        f"Writing {path} failed{after}: expected room for more than {_megabytes(needed)}, "
+        f"got {_megabytes(free)} free on the disk; nothing was kept. ffmpeg says: {reason}"
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _temporary_name() -> str:
+    return f".invokeai-video-{os.getpid()}-{_started(psutil.Process())}-{secrets.token_hex(4)}.part"
+
+
+def _is_running(pid: int, started: int) -> bool:
+    # Numbers of processes are used again, so the start time is compared too.
+    try:
+        return _started(psutil.Process(pid)) == started
+    except psutil.Error:
+        return False
+
+
+def _started(process: psutil.Process) -> int:
+    return int(process.create_time())

@@ -1,0 +1,105 @@
+"""The sampling loop of flow models: noise and a velocity function in, latents out; one step at a time, cancelable.
+
+x_sigma = (1 - sigma) * x0 + sigma * noise, velocity v = noise - x0 (rectified flow, https://arxiv.org/abs/2209.03003),
+so x0 = x - sigma * v at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from .errors import BadInput, Canceled
+
+Stop = Callable[[], bool]
+
+
+class Velocity(Protocol):
+    """Latents [1, C, F, h, w] at `time` (0 = pure noise, 1 = clean) -> velocity of the same shape, float32.
+
+    `step` counts from 0.
+    """
+
+    def __call__(self, latents: torch.Tensor, *, time: torch.Tensor, step: int, total: int) -> torch.Tensor: ...
+
+
+class OnStep(Protocol):
+    """Told after every step: 1-based `step` of `total`, the estimate of the clean latents, and the latents."""
+
+    def __call__(self, step: int, total: int, x0_estimate: torch.Tensor, latents: torch.Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class HeldFrame:
+    """Frame 0 kept at its clean latent for the first `steps`, then released into the running denoise."""
+
+    clean: torch.Tensor
+    """[1, C, 1, h, w]"""
+    noise: torch.Tensor
+    """[1, C, 1, h, w]; what the frame is mixed with when it is released."""
+    steps: int
+
+    @classmethod
+    def build(
+        cls, *, clean: torch.Tensor, latents: torch.Tensor, sigma: float, strength: float, total: int
+    ) -> HeldFrame:
+        """Motion strength 0 holds in all `total` steps, 1 in the first only, linear between.
+
+        `latents` are at noise level `sigma`; at 1 their frame 0 is the noise, below it the noise is what remains of it.
+        """
+        if not 0.0 <= strength <= 1.0:
+            raise BadInput.expected("motion_strength", "0.0 to 1.0", strength, min(max(strength, 0.0), 1.0))
+        noise = (latents[:, :, :1] - (1.0 - sigma) * clean) / sigma
+        return cls(clean=clean, noise=noise, steps=max(1, round((1.0 - strength) * total)))
+
+    def placed(self, latents: torch.Tensor, *, step: int) -> torch.Tensor:
+        """The latents that the model sees in 0-based `step`."""
+        return torch.cat([self.clean, latents[:, :, 1:]], dim=2) if step < self.steps else latents
+
+    def released(self, latents: torch.Tensor, *, step: int, total: int, sigma_next: torch.Tensor) -> torch.Tensor:
+        """The latents after 0-based `step`: frame 0 exact if it is never released, else noised to the next level."""
+        if step + 1 != self.steps:
+            return latents
+        frame = self.clean if self.steps == total else (1.0 - sigma_next) * self.clean + sigma_next * self.noise
+        return torch.cat([frame, latents[:, :, 1:]], dim=2)
+
+
+def sample(
+    velocity: Velocity,
+    *,
+    latents: torch.Tensor,
+    scheduler: Any,
+    generator: torch.Generator | None = None,
+    held: HeldFrame | None = None,
+    on_step: OnStep | None = None,
+    stop: Stop | None = None,
+) -> torch.Tensor:
+    """Run `scheduler` from its first timestep to its last and return the latents, float32.
+
+    `generator` feeds samplers that add noise (lcm). `stop` is asked before every model call; True raises Canceled.
+    """
+    total, scale = steps_of(scheduler), scheduler.config.num_train_timesteps
+    step = 0
+    for index, timestep in enumerate(scheduler.timesteps):
+        if stop is not None and stop():
+            raise Canceled
+        seen = latents if held is None else held.placed(latents, step=step)
+        v = velocity(seen, time=(scale - timestep) / scale, step=step, total=total)
+        latents = scheduler.step(v, timestep, seen, return_dict=False, generator=generator)[0]
+        is_half_step = getattr(scheduler, "dt", None) is not None and index + 1 < len(scheduler.timesteps)
+        if is_half_step:
+            continue
+        if held is not None:
+            latents = held.released(latents, step=step, total=total, sigma_next=scheduler.sigmas[index + 1])
+        step += 1
+        if on_step is not None:
+            on_step(step, total, seen - timestep / scale * v, latents)
+    return latents
+
+
+def steps_of(scheduler: Any) -> int:
+    """Steps as the user counts them: Heun's two evaluations are one step."""
+    return len(scheduler.timesteps) // 2 + 1 if hasattr(scheduler, "state_in_first_order") else len(scheduler.timesteps)

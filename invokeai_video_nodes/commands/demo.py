@@ -1,0 +1,127 @@
+"""`invokeai-video demo`: a prompt in, an MP4 out. It runs the shipped text-to-video workflow on the shipped toy model."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from invokeai_video_nodes.commands.console import Console
+from invokeai_video_nodes.commands.enlarge import enlarge
+from invokeai_video_nodes.commands.results import check_out_folder
+from invokeai_video_nodes.commands.run import Delivery, RunRequest, file_stem, report, run_workflow
+from invokeai_video_nodes.pipelines.errors import BadInput
+from invokeai_video_nodes.workflow_files import workflow_file
+from invokeai_video_nodes.workflow_graph import read_workflow
+from invokeai_video_nodes.workflow_settings import Setting
+
+TOY_MODEL = Path(__file__).resolve().parent.parent / "toy_model"
+_MAX_SCALE = 16
+_MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    """What the toy model was made for: `toy_model/settings.json`, whose keys are these names."""
+
+    prompt: str = "a red circle moves to the right"
+    width: int = 64
+    height: int = 64
+    num_frames: int = 16
+    fps: int = 8
+    f_patch_size: int = 2
+    steps: int = 12
+    guidance_scale: float = 3.0
+    shift: float | None = 3.0
+    words: tuple[str, ...] = ()
+
+
+def demo(arguments: Namespace, console: Console) -> int:
+    """The verb: check the arguments, run, print where the clip is."""
+    toy = read_toy_settings(TOY_MODEL)
+    check_arguments(arguments, toy)
+    out = check_out_folder(Path(arguments.out))
+    prompt = toy.prompt if arguments.prompt is None else arguments.prompt
+    console.note(f'prompt: "{prompt}" (seed {arguments.seed})')
+    if hint := unknown_words(prompt, toy.words):
+        console.note(hint)
+    request = RunRequest(
+        draft=read_workflow(workflow_file("text_to_video")),
+        settings=settings_for(arguments, toy, prompt),
+        models=[TOY_MODEL / "model"],
+        out=out,
+        stem=file_stem(f"{prompt} seed {arguments.seed}"),
+    )
+    delivery = run_workflow(request, console)
+    if arguments.scale > 1:
+        enlarged = [enlarge(path, arguments.scale) for path in delivery.videos]
+        delivery = Delivery(
+            delivery.videos + enlarged, delivery.images, delivery.outputs, delivery.seconds, delivery.startup_seconds
+        )
+    report(delivery, console)
+    console.note(f"done in {delivery.startup_seconds + delivery.seconds:.0f} s; the clip lies in {out}")
+    return 0
+
+
+def read_toy_settings(folder: Path) -> ToySettings:
+    """The model's own recommendations where its folder has them; BadInput when the model itself is missing."""
+    if not (folder / "model" / "model_index.json").is_file():
+        raise BadInput.expected("toy model", "the model that ships with the pack", f"no model in {folder / 'model'}")
+    facts: dict[str, Any] = {}
+    for name in ("settings.json", "vocabulary.json"):
+        if (folder / name).is_file():
+            facts.update(json.loads((folder / name).read_text(encoding="utf-8")))
+    known = {name: value for name, value in facts.items() if name in ToySettings.__dataclass_fields__}
+    if "words" in known:
+        known["words"] = tuple(known["words"])
+    return ToySettings(**known)
+
+
+def check_arguments(arguments: Namespace, toy: ToySettings) -> None:
+    """Refuse what the model cannot do before anything is loaded; BadInput names the nearest value that works."""
+    from invokeai_video_nodes.pipelines.shapes import ClipShape, duration_seconds
+
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise BadInput.expected("--prompt", "a few words", "nothing", toy.prompt)
+    for name, lowest, highest in (
+        ("seed", 0, _MAX_SEED),
+        ("scale", 1, _MAX_SCALE),
+        ("steps", 1, 1000),
+        ("fps", 1, 60),
+        ("guidance", 1, 100),
+    ):
+        value = getattr(arguments, name)
+        if value is not None and not lowest <= value <= highest:
+            nearest = lowest if not value > lowest else highest
+            raise BadInput.expected(f"--{name}", f"{lowest} to {highest}", value, nearest)
+    frames = toy.num_frames if arguments.frames is None else arguments.frames
+    shape = ClipShape("z-image-video", frames, toy.height, toy.width, toy.f_patch_size)
+    duration_seconds(shape.num_frames, toy.fps if arguments.fps is None else arguments.fps)
+
+
+def settings_for(arguments: Namespace, toy: ToySettings, prompt: str) -> list[Setting]:
+    """The workflow's inputs: what the person said, else what the model was made for."""
+    values = {
+        "positive_prompt.prompt": prompt,
+        "denoise.num_frames": toy.num_frames if arguments.frames is None else arguments.frames,
+        "denoise.width": toy.width,
+        "denoise.height": toy.height,
+        "denoise.f_patch_size": toy.f_patch_size,
+        "denoise.steps": toy.steps if arguments.steps is None else arguments.steps,
+        "denoise.guidance_scale": toy.guidance_scale if arguments.guidance is None else arguments.guidance,
+        "denoise.seed": arguments.seed,
+        "denoise.fps": toy.fps if arguments.fps is None else arguments.fps,
+        "denoise.shift": toy.shift,
+    }
+    return [Setting(*target.split("."), text=str(value)) for target, value in values.items() if value is not None]
+
+
+def unknown_words(prompt: str, words: tuple[str, ...]) -> str | None:
+    """A friendly sentence when the prompt uses words that the toy never saw; None when it knows them all."""
+    strange = [word for word in re.findall(r"[a-z]+", prompt.lower()) if words and word not in words]
+    if not strange:
+        return None
+    return f"note: the toy model does not know {', '.join(dict.fromkeys(strange))}; it knows: {', '.join(words)}"

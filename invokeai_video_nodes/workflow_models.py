@@ -1,0 +1,136 @@
+"""Model fields of a workflow -> the records of this installation.
+
+A workflow carries the key, hash, name, base and type of the model with which it was saved; keys differ between
+installations. Each is looked up by key, then by hash, then by name, base and type. An empty model field takes the one
+installed model that the field accepts; none or several is an error that names them, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from invokeai_video_nodes.pipelines.errors import BadInput
+from invokeai_video_nodes.workflow_graph import WorkflowDraft, nearest_word
+
+IDENTITY = ("key", "hash", "name", "base", "type")
+# Records what was used; a model that is gone is no reason not to run.
+_RECORD_ONLY = ("core_metadata",)
+
+
+def model_identity(record: Any) -> dict[str, str]:
+    """The five facts that identify a model record, as a model field holds them."""
+    return {fact: _text(getattr(record, fact)) for fact in IDENTITY}
+
+
+def resolve_models(draft: WorkflowDraft, classes: Mapping[str, Any], installed: Sequence[Mapping[str, str]]) -> None:
+    """Point every model field of the draft at an installed model; one BadInput names all that are missing."""
+    missing: list[str] = []
+    for node_id, node in draft.nodes.items():
+        if node["type"] in _RECORD_ONLY:
+            continue
+        for field_name, wanted in _identifiers(node):
+            found = find_saved_model(wanted, installed)
+            if found is None:
+                missing.append(f"{draft.title(node_id)}.{field_name} wants {describe(wanted)}")
+            else:
+                wanted.update(found)
+        missing += _fill_empty_fields(draft, node_id, classes[node["type"]], installed)
+    if missing:
+        known = f"installed: {_listing(installed)}; install one with --model PATH or choose with --set"
+        raise BadInput.expected("models", "; ".join(missing), known)
+
+
+def find_saved_model(wanted: Mapping[str, Any], installed: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
+    """The installed model that a saved model field means, or None."""
+    for facts in (("key",), ("hash",), ("name", "base", "type")):
+        if not all(wanted.get(fact) for fact in facts):
+            continue
+        for model in installed:
+            if all(model[fact] == wanted[fact] for fact in facts):
+                return model
+    return None
+
+
+def find_named_model(text: str, installed: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
+    """The installed model with this key or name; BadInput when there is none or more than one."""
+    found = [model for model in installed if model["key"] == text] or [m for m in installed if m["name"] == text]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        keys = ", ".join(f"{describe(model)} with key {model['key']}" for model in found)
+        raise BadInput.expected("model", f"one of the keys ({keys})", f"the name '{text}' of {len(found)} models")
+    nearest = nearest_word(text, [model["name"] for model in installed])
+    raise BadInput.expected("model", f"a name or key of {_listing(installed)}", f"'{text}'", nearest)
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """A model in words: 'name' (base type)."""
+    return f"'{model.get('name')}' ({model.get('base')} {model.get('type')})"
+
+
+def takes_model(field: Any) -> bool:
+    """Whether a node's field holds a model identifier itself (not a list of them, nor a structure with one inside)."""
+    return "ModelIdentifierField" in str(field.annotation) and "list[" not in str(field.annotation)
+
+
+def _identifiers(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every saved model identifier inside a node's values with the field in which it lies."""
+    if isinstance(value, dict):
+        if {"key", "name", "base", "type"} <= value.keys():
+            yield path, value
+            return
+        for name, inner in value.items():
+            yield from _identifiers(inner, path or name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _identifiers(inner, path)
+
+
+def _fill_empty_fields(
+    draft: WorkflowDraft, node_id: str, cls: Any, installed: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Choose the only model that fits an empty required model field; what could not be chosen comes back in words."""
+    node = draft.nodes[node_id]
+    wired = {link.target_field for link in draft.links if link.target == node_id}
+    missing: list[str] = []
+    for name, field in cls.model_fields.items():
+        extra = field.json_schema_extra or {}
+        given = name in wired or node.get(name) is not None
+        if given or not takes_model(field) or not extra.get("orig_required", True):
+            continue
+        fitting = [model for model in installed if _accepts(extra, model)]
+        where = f"{draft.title(node_id)}.{name}"
+        if len(fitting) == 1:
+            node[name] = dict(fitting[0])
+            draft.remarks.append(f"{where} was empty; it takes {describe(fitting[0])}, the only model that fits")
+        else:
+            found = f"{len(fitting)} fit ({_listing(fitting)})" if fitting else "none fits"
+            missing.append(f"{where} is empty and wants a model of {_wish(extra)}, of which {found}")
+    return missing
+
+
+def _accepts(extra: Mapping[str, Any], model: Mapping[str, str]) -> bool:
+    return all(
+        not wanted or model[fact] in wanted
+        for fact, wanted in (("base", _texts(extra.get("ui_model_base"))), ("type", _texts(extra.get("ui_model_type"))))
+    )
+
+
+def _wish(extra: Mapping[str, Any]) -> str:
+    bases, types = _texts(extra.get("ui_model_base")), _texts(extra.get("ui_model_type"))
+    return f"base {'/'.join(bases) or 'any'} and type {'/'.join(types) or 'any'}"
+
+
+def _texts(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [_text(item) for item in value] if isinstance(value, list | tuple) else [_text(value)]
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _listing(models: Sequence[Mapping[str, str]]) -> str:
+    return ", ".join(describe(model) for model in models) or "none"

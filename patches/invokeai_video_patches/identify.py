@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from invokeai_video_nodes.pipelines.shapes import F_PATCH_SIZES
 from invokeai_video_nodes.pipelines.z_image import presets
-
 from invokeai_video_patches import weight_files
 from invokeai_video_patches.weight_files import BrokenFile, WeightHeader
 

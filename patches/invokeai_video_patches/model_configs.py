@@ -125,7 +125,7 @@ def patch(module: ModuleType) -> str:
     known = {get_args(member)[0] for member in get_args(union)}
     ours = tuple(Annotated[cls, cls.get_tag()] for cls in CONFIG_CLASSES if cls not in known)
     if ours:
-        module.AnyModelConfig = Annotated[Union[get_args(union) + ours], discriminator]
+        module.AnyModelConfig = Annotated[Union[get_args(union) + ours], discriminator]  # noqa: UP007  (a tuple, not two types)
         module.AnyModelConfigValidator = TypeAdapter(module.AnyModelConfig)
         _prefer_ours(module)
     return f"{len(CONFIG_CLASSES)} config classes in a union of {len(get_args(union)) + len(ours)}"

@@ -6,20 +6,19 @@ can be compared bit by bit with diffusers, and bfloat16 on a GPU as upstream doe
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from invokeai.backend.model_manager.configs.factory import AnyModelConfig
 from invokeai.backend.model_manager.load.load_default import ModelLoader
-from invokeai.backend.model_manager.load.model_loader_registry import ModelLoaderRegistry
 from invokeai.backend.model_manager.load.model_loaders.generic_diffusers import GenericDiffusersLoader
 from invokeai.backend.model_manager.taxonomy import AnyModel, BaseModelType, ModelFormat, ModelType, SubModelType
 from invokeai.backend.quantization.gguf.loaders import gguf_sd_loader
 from invokeai.backend.util.devices import TorchDevice
 from invokeai.backend.util.state_dict_loading import load_state_dict_ignoring_extras
-from invokeai_video_nodes.pipelines.z_image import presets
 from safetensors.torch import load_file
 
+from invokeai_video_nodes.pipelines.z_image import presets
 from invokeai_video_patches import identify, status, weight_files
 
 FOLDER_PARTS = (
@@ -39,7 +38,7 @@ def compute_dtype() -> torch.dtype:
 class ZImageVideoDiffusersLoader(GenericDiffusersLoader):
     """Loads one part of a Z-Image Video folder."""
 
-    def _load_model(self, config: AnyModelConfig, submodel_type: Optional[SubModelType] = None) -> AnyModel:
+    def _load_model(self, config: AnyModelConfig, submodel_type: SubModelType | None = None) -> AnyModel:
         if submodel_type not in FOLDER_PARTS:
             expected = ", ".join(part.value for part in FOLDER_PARTS)
             raise ValueError(f"{config.name}: expected one of the parts {expected}, got {submodel_type}")
@@ -82,7 +81,7 @@ class ZImageVideoDiffusersLoader(GenericDiffusersLoader):
 class ZImageVideoSingleFileLoader(ModelLoader):
     """Loads the transformer from one safetensors file."""
 
-    def _load_model(self, config: AnyModelConfig, submodel_type: Optional[SubModelType] = None) -> AnyModel:
+    def _load_model(self, config: AnyModelConfig, submodel_type: SubModelType | None = None) -> AnyModel:
         require_transformer(config, submodel_type)
         path = Path(config.path)
         header = weight_files.read_safetensors_header(path)
@@ -97,7 +96,7 @@ class ZImageVideoSingleFileLoader(ModelLoader):
 class ZImageVideoGGUFLoader(ModelLoader):
     """Loads the transformer from GGUF; the weights of its blocks stay quantized in memory."""
 
-    def _load_model(self, config: AnyModelConfig, submodel_type: Optional[SubModelType] = None) -> AnyModel:
+    def _load_model(self, config: AnyModelConfig, submodel_type: SubModelType | None = None) -> AnyModel:
         require_transformer(config, submodel_type)
         path = Path(config.path)
         header = weight_files.read_gguf_header(path)
@@ -105,7 +104,7 @@ class ZImageVideoGGUFLoader(ModelLoader):
         return assemble(open_pad_tokens(weights), identify.dims_of(header), config)
 
 
-def require_transformer(config: AnyModelConfig, submodel_type: Optional[SubModelType]) -> None:
+def require_transformer(config: AnyModelConfig, submodel_type: SubModelType | None) -> None:
     """A single file holds the transformer alone; raises ValueError for any other part."""
     if submodel_type is not SubModelType.Transformer:
         raise ValueError(

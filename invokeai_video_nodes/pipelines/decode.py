@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import BadInput, Canceled
-from .sampling import Stop
+from .errors import BadInput, Canceled, Stop
 from .shapes import check_latents
 
 OnFrame = Callable[[int, int], None]

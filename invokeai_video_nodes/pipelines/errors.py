@@ -1,6 +1,11 @@
-"""The errors that the core raises; everything else that escapes it is a bug."""
+"""The errors that the core raises, and how it is asked to stop. Any other exception that escapes it is a bug."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+# Asked between steps and frames; True ends the work with `Canceled`.
+Stop = Callable[[], bool]
 
 
 class BadInput(ValueError):

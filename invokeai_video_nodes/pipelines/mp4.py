@@ -17,9 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 import psutil
 
-from .errors import BadInput, Canceled, OutputError
+from .errors import BadInput, Canceled, OutputError, Stop
 from .ffmpeg import EXACT_SCALING, Ffmpeg
-from .sampling import Stop
 
 Codec = Literal["h264", "h265"]
 

@@ -6,15 +6,12 @@ so x0 = x - sigma * v at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from .errors import BadInput, Canceled
-
-Stop = Callable[[], bool]
+from .errors import BadInput, Canceled, Stop
 
 
 class Velocity(Protocol):
@@ -98,6 +95,11 @@ def sample(
         if on_step is not None:
             on_step(step, total, seen - timestep / scale * v, latents)
     return latents
+
+
+def noised(clean: torch.Tensor, *, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Clean latents at noise level `sigma`: 0 = clean, 1 = the noise alone."""
+    return (1.0 - sigma) * clean + sigma * noise
 
 
 def steps_of(scheduler: Any) -> int:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import BadInput, Canceled
+from ..errors import BadInput, Canceled, Stop
 from ..guidance import guide, is_guided
-from ..sampling import HeldFrame, OnStep, Stop, sample, steps_of
+from ..sampling import HeldFrame, OnStep, sample, steps_of
 from ..shapes import check_f_patch_size, check_latents
 
 PATCH_SIZE = 2

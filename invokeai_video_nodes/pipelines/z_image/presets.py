@@ -64,7 +64,7 @@ class TransformerDims:
 
     @classmethod
     def from_state_dict_shapes(cls, shapes: Mapping[str, Sequence[int]]) -> TransformerDims:
-        """From diffusers-layout shapes alone. Only the public sizes can be known so; BadInput for others.
+        """From shapes alone, in any layout. Only the public sizes can be known so; BadInput for others.
 
         Several configs give equal shapes (positions, rope base, time scale), so other sizes need a config.
         """
@@ -213,18 +213,23 @@ def _sizes_by_shape(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     def count(part: str) -> int:
         return len({key.split(".")[1] for key in shapes if key.startswith(f"{part}.")})
 
-    needed = ("cap_embedder.1.weight", "layers.0.attention.norm_q.weight")
-    sizes = f_patch_sizes_in(shapes.keys())
-    missing = [key for key in needed if key not in shapes]
-    if missing or not sizes:
-        raise BadInput.expected("checkpoint", "a Z-Image transformer", f"no {', '.join(missing) or 'all_x_embedder'}")
-    dim, cap_feat_dim = _shape(shapes[needed[0]])
-    embedder = _shape(shapes[f"all_x_embedder.{PATCH_SIZE}-{sizes[0]}.weight"])
+    shapes = {strip_prefix(key): _shape(value) for key, value in shapes.items()}
+    sizes = f_patch_sizes_in(shapes)
+    names = {
+        "caption embedder": ("cap_embedder.1.weight",),
+        "query norm": ("layers.0.attention.norm_q.weight", "layers.0.attention.q_norm.weight"),
+        "embedder": (f"all_x_embedder.{PATCH_SIZE}-{sizes[0]}.weight" if sizes else "", "x_embedder.weight"),
+    }
+    found = {what: next((shapes[key] for key in keys if key in shapes), None) for what, keys in names.items()}
+    missing = [what for what, shape in found.items() if shape is None]
+    if missing:
+        raise BadInput.expected("checkpoint", "a Z-Image transformer", f"one without {', '.join(missing)}")
+    (dim, cap_feat_dim), query_norm, embedder = (found[what] or () for what in names)
     return {
         "in_channels": embedder[1] // (sizes[0] * PATCH_SIZE**2),
         "dim": dim,
         "n_layers": count("layers"),
         "n_refiner_layers": count("noise_refiner"),
-        "n_heads": dim // _shape(shapes[needed[1]])[0],
+        "n_heads": dim // query_norm[0],
         "cap_feat_dim": cap_feat_dim,
     }

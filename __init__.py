@@ -25,7 +25,7 @@ def _enter(folder: Path) -> None:
         return
     from invokeai_video_patches import dropped_in
 
-    dropped_in.start()
+    dropped_in.start(folder.name)
 
 
 if "invokeai.app.invocations.load_custom_nodes" in sys.modules:

@@ -7,8 +7,11 @@ done the first part, and only the nodes are (idempotently) registered.
 from invokeai_video_patches import status, version_gate
 
 
-def start() -> None:
-    """Bring types and nodes into a process that has already imported InvokeAI; idempotent, never raises for our own faults."""
+def start(node_pack: str) -> None:
+    """Bring types and nodes into a process that has already imported InvokeAI; idempotent.
+
+    `node_pack` is the folder's name, under which the node manager lists and removes the nodes.
+    """
     version = version_gate.installed_version()
     if not version_gate.is_supported(version):
         status.fell_back("InvokeAI version", f"expected {version_gate.SUPPORTED}, got {version}")
@@ -22,4 +25,4 @@ def start() -> None:
             status.fell_back("late rebuild", f"{type(error).__name__}: {error}".splitlines()[0])
     from invokeai_video_patches import node_registration
 
-    node_registration.register_nodes()
+    node_registration.register_nodes(node_pack)

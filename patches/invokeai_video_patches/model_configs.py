@@ -4,7 +4,6 @@ Imported only by the hook, after the enum members exist. The union is rebuilt be
 """
 
 from abc import ABC
-from types import ModuleType
 from typing import Annotated, Any, Literal, Self, Union, get_args
 
 from invokeai.backend.model_manager.configs.base import Checkpoint_Config_Base, Config_Base, Diffusers_Config_Base
@@ -119,19 +118,19 @@ def _facts_or_raise(judge: Any, mod: ModelOnDisk, fields: dict[str, Any]) -> dic
     }
 
 
-def patch(module: ModuleType) -> str:
+def patch(module: Any) -> str:
     """Enter our classes into `configs.factory`: the union, its validator, and which of several matches wins."""
     union, discriminator = get_args(module.AnyModelConfig)
     known = {get_args(member)[0] for member in get_args(union)}
     ours = tuple(Annotated[cls, cls.get_tag()] for cls in CONFIG_CLASSES if cls not in known)
     if ours:
-        module.AnyModelConfig = Annotated[Union[get_args(union) + ours], discriminator]  # noqa: UP007  (a tuple, not two types)
+        module.AnyModelConfig = Annotated[Union[get_args(union) + ours], discriminator]
         module.AnyModelConfigValidator = TypeAdapter(module.AnyModelConfig)
         _prefer_ours(module)
     return f"{len(CONFIG_CLASSES)} config classes in a union of {len(get_args(union)) + len(ours)}"
 
 
-def _prefer_ours(module: ModuleType) -> None:
+def _prefer_ours(module: Any) -> None:
     """A video folder also looks like an image pipeline to InvokeAI's own candidates: our match, or our refusal, comes first."""
     factory = module.ModelConfigFactory
     inner_key, inner_match = factory.matches_sort_key, factory.from_model_on_disk

@@ -5,7 +5,6 @@ can be compared bit by bit with diffusers, and bfloat16 on a GPU as upstream doe
 """
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -149,7 +148,7 @@ LOADERS: dict[ModelFormat, type[ModelLoader]] = {
 }
 
 
-def patch(module: ModuleType) -> str:
+def patch(module: Any) -> str:
     """Register our loaders with `ModelLoaderRegistry`, once; `module` is `invokeai.backend.model_manager.load`."""
     registry = module.ModelLoaderRegistry
     base, kind = BaseModelType.ZImageVideo, ModelType.Main

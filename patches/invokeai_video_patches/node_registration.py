@@ -7,24 +7,24 @@ A pack that also lies in `nodes/` has registered them by then: `invokeai_video_n
 import functools
 import logging
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from invokeai_video_patches import status
 
 
-def register_nodes() -> None:
-    """Register our nodes; a failure is one log line and leaves InvokeAI without them."""
+def register_nodes(node_pack: str | None = None) -> None:
+    """Register our nodes (under the name of the folder in `nodes/`, if any); a failure is one log line and no nodes."""
     try:
         import invokeai_video_nodes
 
-        invokeai_video_nodes.register()
+        invokeai_video_nodes.register(node_pack)
     except Exception as error:
         status.fell_back("nodes", f"{type(error).__name__}: {error}".splitlines()[0])
     else:
         status.applied("nodes", "registered")
 
 
-def patch(module: ModuleType) -> str:
+def patch(module: Any) -> str:
     """Wrap `load_custom_nodes` of its module, once."""
     inner = module.load_custom_nodes
     if getattr(inner, "invokeai_video_wrapped", False):

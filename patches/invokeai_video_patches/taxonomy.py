@@ -4,14 +4,14 @@ A member made here pickles, deep-copies, compares and validates as one written i
 """
 
 from enum import Enum
-from types import ModuleType
+from typing import Any
 
 BASES = {"ZImageVideo": "z-image-video", "HunyuanVideo": "hunyuan-video", "SVD": "svd"}
 TYPES = {"VideoVAE": "video_vae", "MotionModule": "motion_module"}
 SUBMODELS = {"ImageEncoder": "image_encoder"}
 
 
-def add_member(enum_class: type[Enum], name: str, value: str) -> Enum:
+def add_member(enum_class: Any, name: str, value: str) -> Enum:
     """Add one string member to a closed `(str, Enum)` class and return it; an existing value is returned as it is.
 
     Raises ValueError when the name is taken by another value.
@@ -21,7 +21,7 @@ def add_member(enum_class: type[Enum], name: str, value: str) -> Enum:
         return known
     if name in enum_class._member_map_:
         raise ValueError(f"{enum_class.__name__}.{name}: expected {value!r}, got {enum_class[name].value!r}")
-    member = str.__new__(enum_class, value)  # type: ignore[type-var]
+    member: Any = str.__new__(enum_class, value)
     member._name_ = name
     member._value_ = value
     member.__objclass__ = enum_class
@@ -34,7 +34,7 @@ def add_member(enum_class: type[Enum], name: str, value: str) -> Enum:
     return member
 
 
-def patch(module: ModuleType) -> str:
+def patch(module: Any) -> str:
     """Add our members to the enums of `invokeai.backend.model_manager.taxonomy`; returns what was added, in words."""
     added = []
     for class_name, members in (("BaseModelType", BASES), ("ModelType", TYPES), ("SubModelType", SUBMODELS)):

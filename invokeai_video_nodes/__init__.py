@@ -12,7 +12,7 @@ import importlib.util
 __version__ = "0.1.0"
 
 # Every module that defines a node, in the order of an artist's graph.
-NODE_MODULES: tuple[str, ...] = ()
+NODE_MODULES = ("load_models", "encode_image", "denoise_z_image", "vae", "video_io")
 
 
 def register(node_pack: str | None = None) -> list[str]:
@@ -37,6 +37,7 @@ def register(node_pack: str | None = None) -> list[str]:
             InvocationRegistry.register_output(output)
         if node_pack:
             cls.UIConfig.node_pack = node_pack
+    importlib.import_module(f"{__name__}.nodes.save_video").clean_unfinished()
     after = {cls.get_type() for cls in InvocationRegistry._invocation_classes}
     return sorted(after - before)
 

@@ -10,7 +10,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -44,35 +45,42 @@ def write_mp4(
     crf: int = 18,
     preset: str = "medium",
     stop: Stop | None = None,
+    copies: Mapping[Codec, Path] | None = None,
 ) -> int:
     """Write `frames`, uint8 [height, width, 3] RGB, to `path` and return how many there were.
 
     8-bit 4:2:0, moov atom first. `crf` 0 (lossless) to 51, as x264 and x265 count. Takes one frame at a time from
-    `frames` and closes it. Raises BadInput for sizes and settings before the first frame is asked for, Canceled between
+    `frames` and closes it. `copies` are further files of the same frames in other codecs, written in the same pass by the
+    same ffmpeg. Raises BadInput for sizes and settings before the first frame is asked for, Canceled between
     frames where `stop()` answers True, OutputError where the file cannot be written; then nothing is left in the
     folder.
     """
     check_mp4_settings(fps=fps, width=width, height=height, codec=codec, crf=crf, preset=preset)
     path = Path(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"Writing {path}: expected an existing folder, got {path.parent}")
-    temporary = path.with_name(_temporary_name())
-    ffmpeg = Ffmpeg(_arguments(temporary, fps, width, height, codec, crf, preset), feed=True)
+    targets = {path: codec, **{Path(copy): other for other, copy in (copies or {}).items()}}
+    for target in targets:
+        if not target.parent.is_dir():
+            raise OutputError(f"Writing {target}: expected an existing folder, got {target.parent}")
+    growing = {target: target.with_name(temporary_name()) for target in targets}
+    outputs = [_output(growing[target], codec, crf, preset) for target, codec in targets.items()]
+    ffmpeg = Ffmpeg([*_input(fps, width, height), *chain.from_iterable(outputs)], feed=True)
     try:
         written = _feed(ffmpeg, frames, width=width, height=height, stop=stop)
         if ffmpeg.finish() != 0:
-            raise _output_error(path, temporary, ffmpeg, written)
+            raise _output_error(path, growing, ffmpeg, written)
         if not written:
             raise BadInput.expected("frames to write", "at least 1", 0)
-        os.replace(temporary, path)
+        for target, temporary in growing.items():
+            os.replace(temporary, target)
     except OSError as error:
         ffmpeg.kill()
-        raise _output_error(path, temporary, ffmpeg, None, error) from error
+        raise _output_error(path, growing, ffmpeg, None, error) from error
     except BaseException:
         ffmpeg.kill()
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in growing.values():
+            temporary.unlink(missing_ok=True)
         close = getattr(frames, "close", None)
         if close is not None:
             close()
@@ -106,13 +114,21 @@ def clean_stale(folder: Path | str) -> list[Path]:
     return removed
 
 
-def _arguments(temporary: Path, fps: float, width: int, height: int, codec: Codec, crf: int, preset: str) -> list[str]:
+def temporary_name() -> str:
+    """A file name that `clean_stale` removes once this process has ended."""
+    return f".invokeai-video-{os.getpid()}-{_started(psutil.Process())}-{secrets.token_hex(4)}.part"
+
+
+def _input(fps: float, width: int, height: int) -> list[str]:
+    return ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:g}", "-i", "pipe:0"]
+
+
+def _output(temporary: Path, codec: Codec, crf: int, preset: str) -> list[str]:
     # Full-range RGB is converted with the matrix that the tags name; players that ignore tags guess BT.709 for most
     # sizes.
     convert = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT_SCALING},format=yuv420p"
     tags = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
     return [
-        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps:g}", "-i", "pipe:0"),
         *("-vf", f"{convert},{tags}"),
         *(*_ENCODERS[codec], "-crf", str(crf), "-preset", preset),
         *("-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
@@ -138,11 +154,12 @@ def _feed(ffmpeg: Ffmpeg, frames: Iterator[np.ndarray], *, width: int, height: i
 
 
 def _output_error(
-    path: Path, temporary: Path, ffmpeg: Ffmpeg, written: int | None, error: OSError | None = None
+    path: Path, growing: Mapping[Path, Path], ffmpeg: Ffmpeg, written: int | None, error: OSError | None = None
 ) -> OutputError:
     """What could not be written, what it needed so far, and what the disk has once the unfinished file is gone."""
-    needed = temporary.stat().st_size if temporary.exists() else 0
-    temporary.unlink(missing_ok=True)
+    needed = sum(temporary.stat().st_size for temporary in growing.values() if temporary.exists())
+    for temporary in growing.values():
+        temporary.unlink(missing_ok=True)
     free = shutil.disk_usage(path.parent).free
     after = "" if written is None else f" after {written} frames"
     reason = str(error) if error is not None else ffmpeg.last_words()
@@ -154,10 +171,6 @@ def _output_error(
 
 def _megabytes(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
-
-
-def _temporary_name() -> str:
-    return f".invokeai-video-{os.getpid()}-{_started(psutil.Process())}-{secrets.token_hex(4)}.part"
 
 
 def _is_running(pid: int, started: int) -> bool:

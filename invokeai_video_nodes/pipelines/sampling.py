@@ -40,9 +40,7 @@ class HeldFrame:
     steps: int
 
     @classmethod
-    def build(
-        cls, *, clean: torch.Tensor, latents: torch.Tensor, sigma: float, strength: float, total: int
-    ) -> HeldFrame:
+    def build(cls, *, clean: torch.Tensor, latents: torch.Tensor, sigma: float, strength: float, total: int) -> HeldFrame:
         """Motion strength 0 holds in all `total` steps, 1 in the first only, linear between.
 
         `latents` are at noise level `sigma`; at 1 their frame 0 is the noise, below it the noise is what remains of it.

@@ -1,0 +1,99 @@
+"""Images -> latents: the noised start of a clip, and the pictures that steer a denoise."""
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from invokeai.app.invocations.baseinvocation import BaseInvocation, Classification, invocation
+from invokeai.app.invocations.fields import FieldDescriptions, ImageField, Input, InputField
+from invokeai.app.invocations.model import VAEField
+from invokeai.app.invocations.primitives import LatentsOutput
+from invokeai.app.services.session_processor.session_processor_common import CanceledException
+from invokeai.app.services.shared.invocation_context import InvocationContext
+from invokeai.backend.stable_diffusion.diffusers_pipeline import image_resized_to_grid_as_tensor
+from invokeai.backend.util.devices import TorchDevice
+from PIL import Image
+from pydantic import field_validator
+
+from invokeai_video_nodes.nodes.clip_latents import ClipFacts, save_clip
+from invokeai_video_nodes.nodes.fields import CATEGORY, RULE, Describe, require_valid
+from invokeai_video_nodes.nodes.vae_model import element_size, load_vae
+from invokeai_video_nodes.pipelines.memory import encode_working_bytes
+from invokeai_video_nodes.pipelines.z_image.start_frame import encode_frame, noised_start
+
+
+@invocation(
+    "z_image_video_encode",
+    title="Image to Video Latents - Z-Image",
+    tags=["video", "z-image", "img2vid", "i2v"],
+    category=CATEGORY,
+    version="1.0.0",
+    classification=Classification.Beta,
+)
+class ZImageVideoEncodeInvocation(BaseInvocation):
+    """Makes the noisy start of a clip whose first frame leans towards an image."""
+
+    image: ImageField = InputField(description="The picture for the first frame.")
+    vae: VAEField = InputField(description=FieldDescriptions.vae, input=Input.Connection)
+    num_frames: int = InputField(default=16, ge=RULE.min_frames, le=RULE.max_frames, description=Describe.num_frames)
+    noise_strength: float = InputField(
+        default=0.8,
+        ge=0.0,
+        le=1.0,
+        description="How much of the first frame is noise: 0.0 keeps the picture, 1.0 is pure noise.",
+    )
+    seed: int = InputField(default=0, ge=0, description=Describe.seed)
+    width: Optional[int] = InputField(
+        default=None,
+        gt=0,
+        multiple_of=RULE.size_step,
+        description="Width in pixels, a multiple of 16, to which the picture is stretched. Empty: the picture's own.",
+    )
+    height: Optional[int] = InputField(
+        default=None,
+        gt=0,
+        multiple_of=RULE.size_step,
+        description="Height in pixels, a multiple of 16, to which the picture is stretched. Empty: the picture's own.",
+    )
+
+    @field_validator("num_frames", "width", "height", mode="before")
+    @classmethod
+    def _name_the_nearest(cls, value: Any, info: Any) -> Any:
+        return require_valid(info.field_name, value)
+
+    @torch.no_grad()
+    def invoke(self, context: InvocationContext) -> LatentsOutput:
+        record = context.images.get_dto(self.image.image_name)
+        size = (self.width or record.width, self.height or record.height)
+        frame = encode_images(context, self.vae, [self.image], size=size)
+        start = noised_start(frame, num_frames=self.num_frames, noise_strength=self.noise_strength, seed=self.seed)
+        return save_clip(context, start, ClipFacts(is_noised=True))
+
+
+def encode_images(
+    context: InvocationContext,
+    vae: VAEField,
+    images: Sequence[ImageField],
+    *,
+    size: tuple[int, int],
+    channels: int | None = None,
+) -> torch.Tensor:
+    """Encode each image, stretched to `size` = (width, height), into latents [1, C, n, h, w], float32 on the CPU.
+
+    One image is in memory at a time. Raises BadInput for a size off the grid or a VAE of other `channels`, before the VAE moves.
+    """
+    width, height = size
+    RULE.check_size("image width", width)
+    RULE.check_size("image height", height)
+    loaded = load_vae(context, vae, channels=channels)
+    needed = encode_working_bytes(height=height, width=width, element_size=element_size(loaded.model))
+    frames = []
+    with loaded.model_on_device(working_mem_bytes=needed) as (_, model):
+        for index, image in enumerate(images):
+            if context.util.is_canceled():
+                raise CanceledException
+            context.util.signal_progress(f"Encoding image {index + 1}/{len(images)}", index / len(images))
+            picture = context.images.get_pil(image.image_name).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            pixels = image_resized_to_grid_as_tensor(picture, multiple_of=RULE.size_step).unsqueeze(0)
+            frames.append(encode_frame(model, pixels.to(TorchDevice.choose_torch_device())).cpu())
+    return torch.cat(frames, dim=2)

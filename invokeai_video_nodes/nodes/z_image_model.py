@@ -1,0 +1,144 @@
+"""What surrounds a Z-Image Video transformer in a graph: prompts with regions, LoRAs, control, scheduler settings.
+
+InvokeAI's own Z-Image nodes make all of these; here they are read and brought into the form that the core takes.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from invokeai.app.invocations.fields import ZImageConditioningField
+from invokeai.app.invocations.model import TransformerField
+from invokeai.app.invocations.z_image_control import ZImageControlField
+from invokeai.app.services.shared.invocation_context import InvocationContext
+from invokeai.backend.model_manager.taxonomy import ModelFormat, SubModelType
+from invokeai.backend.patches.layer_patcher import LayerPatcher, PatchSpec
+from invokeai.backend.patches.lora_conversions.z_image_lora_constants import Z_IMAGE_LORA_TRANSFORMER_PREFIX
+from invokeai.backend.patches.model_patch_raw import ModelPatchRaw
+from invokeai.backend.stable_diffusion.diffusion.conditioning_data import ZImageConditioningInfo
+from invokeai.backend.util.devices import TorchDevice
+from invokeai.backend.z_image.extensions.regional_prompting_extension import ZImageRegionalPromptingExtension
+from invokeai.backend.z_image.z_image_control_adapter import ZImageControlAdapter
+
+from invokeai_video_nodes.pipelines.errors import BadInput
+from invokeai_video_nodes.pipelines.shapes import ClipShape
+from invokeai_video_nodes.pipelines.z_image.control import ControlClip, RegionalMask, control_channels, regional_mask
+
+Conditioning = ZImageConditioningField | list[ZImageConditioningField]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Caption features [n, d] on the device, and where the positive prompts hold if they have regions."""
+
+    positive: torch.Tensor
+    negative: torch.Tensor | None
+    regions: RegionalMask | None
+
+
+def compute_device() -> torch.device:
+    """The device of this session."""
+    return TorchDevice.choose_torch_device()
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What our loaders and the model's input use: float32 on the CPU, else what InvokeAI finds safe (bfloat16)."""
+    return torch.float32 if device.type == "cpu" else TorchDevice.choose_bfloat16_safe_dtype(device)
+
+
+def load_prompts(context: InvocationContext, positive: Conditioning, negative: Conditioning | None, shape: ClipShape) -> Prompts:
+    """Load the conditioning of the prompt nodes; several positive prompts are joined, with their regions if any has one."""
+    device = compute_device()
+    dtype = compute_dtype(device)
+    captions, masks = _captions(context, positive, shape, device=device, dtype=dtype)
+    regions = regional_mask(masks, captions, frame_groups=shape.latent_frames // shape.f_patch_size)
+    unwanted = None
+    if negative is not None:
+        unwanted = torch.cat(_captions(context, negative, shape, device=device, dtype=dtype)[0])
+    return Prompts(positive=torch.cat(captions), negative=unwanted, regions=regions)
+
+
+def require_caption_width(context: InvocationContext, record: Any, prompts: Prompts) -> None:
+    """Raise BadInput where the prompt was encoded by another model's text encoder, as far as the folder's config tells."""
+    config = context.models.get_absolute_path(record) / "transformer" / "config.json"
+    if not config.is_file():
+        return
+    wanted, got = json.loads(config.read_text()).get("cap_feat_dim"), prompts.positive.shape[1]
+    if wanted is not None and wanted != got:
+        expected = f"a prompt encoded {wanted} wide, by the text encoder that belongs to '{record.name}'"
+        raise BadInput.expected("positive conditioning", expected, f"{got} wide")
+
+
+def scheduler_config(context: InvocationContext, transformer: TransformerField, record: Any) -> dict[str, Any] | None:
+    """The checkpoint's own noise schedule, or None for a single file, which brings none."""
+    if record.format is not ModelFormat.Diffusers:
+        return None
+    model = transformer.transformer.model_copy(update={"submodel_type": SubModelType.Scheduler})
+    return dict(context.models.load(model).model.config)
+
+
+def loras_applied(
+    context: InvocationContext, field: TransformerField, record: Any, transformer: Any, cached_weights: Any
+) -> AbstractContextManager[Any]:
+    """A context in which the LoRAs of the transformer field are in force; quantized weights get them as side layers."""
+    patcher: AbstractContextManager[Any] = LayerPatcher.apply_smart_model_patches(
+        model=transformer,
+        patches=_lora_patches(context, field),
+        prefix=Z_IMAGE_LORA_TRANSFORMER_PREFIX,
+        dtype=compute_dtype(compute_device()),
+        cached_weights=cached_weights,
+        force_sidecar_patching=record.format not in (ModelFormat.Diffusers, ModelFormat.Checkpoint),
+    )
+    return patcher
+
+
+def load_control(context: InvocationContext, stack: ExitStack, field: ZImageControlField, latents: torch.Tensor) -> ControlClip:
+    """Bring the control adapter onto the device until `stack` closes; `latents` [C, F, h, w] are the encoded control images."""
+    loaded = context.models.load(field.control_model)
+    if not isinstance(loaded.model, ZImageControlAdapter):
+        expected = "a Z-Image control adapter"
+        raise BadInput.expected("control model", expected, f"'{field.control_model.name}', a {type(loaded.model).__name__}")
+    wanted = int(loaded.model.control_in_dim)
+    seen = control_channels(latents, wanted=wanted)
+    _, adapter = stack.enter_context(loaded.model_on_device())
+    return ControlClip(
+        adapter=adapter,
+        latents=seen.to(compute_device()),
+        scale=field.control_context_scale,
+        begin=field.begin_step_percent,
+        end=field.end_step_percent,
+    )
+
+
+def _captions(
+    context: InvocationContext, fields: Conditioning, shape: ClipShape, *, device: torch.device, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    fields = fields if isinstance(fields, list) else [fields]
+    if not fields:
+        raise BadInput.expected("conditioning", "at least one prompt", "an empty list")
+    captions, masks = [], []
+    for field in fields:
+        info = context.conditioning.load(field.conditioning_name).conditionings[0]
+        if not isinstance(info, ZImageConditioningInfo):
+            raise BadInput.expected("conditioning", "a Z-Image prompt", type(info).__name__)
+        captions.append(info.prompt_embeds.to(device=device, dtype=dtype))
+        masks.append(None if field.mask is None else _token_mask(context, field.mask.tensor_name, shape, device=device))
+    return captions, masks
+
+
+def _token_mask(context: InvocationContext, name: str, shape: ClipShape, *, device: torch.device) -> torch.Tensor:
+    """A region drawn on the picture -> [1, 1, tokens of one frame]."""
+    rows, columns = (size // shape.rule.patch_size for size in (shape.latent_height, shape.latent_width))
+    mask = context.tensors.load(name).to(device=device)
+    return ZImageRegionalPromptingExtension.preprocess_regional_prompt_mask(mask, rows, columns, torch.float32, device)
+
+
+def _lora_patches(context: InvocationContext, field: TransformerField) -> Iterator[PatchSpec]:
+    for lora in field.loras:
+        loaded = context.models.load(lora.lora)
+        if not isinstance(loaded.model, ModelPatchRaw):
+            raise BadInput.expected(f"LoRA '{lora.lora.name}'", "a LoRA", type(loaded.model).__name__)
+        yield (loaded.model, lora.weight, loaded.model_in_ram())

@@ -16,6 +16,7 @@ HOOKED = frozenset(
         "invokeai.backend.model_manager.configs.factory",
         "invokeai.backend.model_manager.load",
         "invokeai.backend.model_manager.starter_models",
+        "invokeai.app.services.model_install.model_install_default",
         "invokeai.app.api.no_cache_staticfiles",
         "invokeai.app.invocations.load_custom_nodes",
     }

@@ -36,6 +36,12 @@ def _starter_models(module: ModuleType) -> str:
     return starter_models.patch(module) or ""
 
 
+def _installer(module: ModuleType) -> str:
+    from invokeai_video_patches import starter_models
+
+    return starter_models.patch_installer(module)
+
+
 def _web_ui(module: ModuleType) -> str:
     from invokeai_video_patches import web_ui
 
@@ -53,6 +59,7 @@ HOOKS: dict[str, tuple[str, Callable[[ModuleType], str]]] = {
     "invokeai.backend.model_manager.configs.factory": ("model identification", _model_configs),
     "invokeai.backend.model_manager.load": ("model loaders", _model_loaders),
     "invokeai.backend.model_manager.starter_models": ("starter models", _starter_models),
+    "invokeai.app.services.model_install.model_install_default": ("model installer", _installer),
     "invokeai.app.api.no_cache_staticfiles": ("web interface", _web_ui),
     "invokeai.app.invocations.load_custom_nodes": ("nodes", _nodes),
 }

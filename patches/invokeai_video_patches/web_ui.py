@@ -213,9 +213,7 @@ def patch(module: ModuleType) -> str:
         return "rewrites the bundle when it is first served"
     cache = BundleCache()
 
-    def file_response(
-        self: Any, full_path: Any, stat_result: stat_result, scope: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def file_response(self: Any, full_path: Any, stat_result: stat_result, scope: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             rewritten = cache.lookup(Path(full_path), stat_result)
         except Exception as error:  # the interface must come up, with or without our part

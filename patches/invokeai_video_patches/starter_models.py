@@ -1,0 +1,117 @@
+"""Our models in the model manager's Starter Models and as bundles, one click each.
+
+Every `Row` is one starter model; a later family appends its rows. A model that ships inside our package has its folder as source.
+InvokeAI *moves* a local source into its models folder unless it is asked to install in place, which the Starter Models page
+cannot ask for: `patch_installer` gives the installer a copy, so that the package stays whole.
+"""
+
+import functools
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "invokeai_video_nodes"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One starter model: what it is, where it comes from (URL, hub id, or a folder of our package), and its bundle."""
+
+    name: str
+    base: str
+    type: str
+    format: str | None
+    source: str
+    description: str
+    bundle: str | None = None
+    in_package: bool = False
+
+
+# bundle key -> the name on its button
+BUNDLES = {"invokeai_video_toy": "Video (toy model)"}
+
+ROWS = (
+    Row(
+        name="Toy Video",
+        base="z-image-video",
+        type="main",
+        format="diffusers",
+        source="toy_model/model",
+        description="A toy that was trained on synthetic clips of moving shapes: a few MB, seconds per clip on a CPU. "
+        'Try "a red circle moves to the right".',
+        bundle="invokeai_video_toy",
+        in_package=True,
+    ),
+)
+
+
+def package_folder() -> Path:
+    """The folder of the node package, installed or beside this one; raises FileNotFoundError when there is none."""
+    spec = util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"package {PACKAGE}: expected it beside the patches, got nothing")
+    return Path(spec.origin).resolve().parent
+
+
+def rows() -> list[Row]:
+    """Every row with its source resolved; a row of our package is left out where the package came without its files."""
+    resolved = []
+    for row in ROWS:
+        if not row.in_package:
+            resolved.append(row)
+            continue
+        folder = package_folder() / row.source
+        if (folder / "model_index.json").is_file():
+            resolved.append(replace(row, source=folder.as_posix()))
+    return resolved
+
+
+def patch(module: ModuleType) -> str:
+    """Append our rows and bundles to those of `invokeai.backend.model_manager.starter_models`, once per source."""
+    known = {model.source for model in module.STARTER_MODELS}
+    models = {row: _starter_model(module, row) for row in rows() if row.source not in known}
+    module.STARTER_MODELS.extend(models.values())
+    for key, name in BUNDLES.items():
+        members = [model for row, model in models.items() if row.bundle == key]
+        if members and key not in module.STARTER_BUNDLES:
+            module.STARTER_BUNDLES[key] = module.StarterModelBundle(name=name, models=members)
+    return f"{len(rows())} starter models"
+
+
+def _starter_model(module: ModuleType, row: Row) -> Any:
+    return module.StarterModel(
+        name=row.name,
+        base=row.base,
+        type=row.type,
+        format=row.format,
+        source=row.source,
+        description=row.description,
+    )
+
+
+def patch_installer(module: ModuleType) -> str:
+    """Let `ModelInstallService.install_path` of `model_install_default` work on a copy when the source is our package's."""
+    service = module.ModelInstallService
+    inner = service.install_path
+    if getattr(inner, "invokeai_video_wrapped", False):
+        return "copies models of this package instead of moving them"
+
+    @functools.wraps(inner)
+    def install_path(self: Any, model_path: Path | str, *args: Any, **kwargs: Any) -> str:
+        source = Path(model_path)
+        if not source.resolve().is_relative_to(package_folder()):
+            return inner(self, model_path, *args, **kwargs)
+        # InvokeAI removes what bears this prefix at its next start, should the process die meanwhile.
+        prefix = getattr(module, "TMPDIR_PREFIX", "tmpinstall_")
+        with tempfile.TemporaryDirectory(dir=self.app_config.models_path, prefix=prefix) as staging:
+            copied = Path(staging, source.name)
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, copied)
+            return inner(self, copied, *args, **kwargs)
+
+    install_path.invokeai_video_wrapped = True  # type: ignore[attr-defined]
+    service.install_path = install_path
+    return "copies models of this package instead of moving them"

@@ -169,7 +169,7 @@ class Engine:
         return build_invocation_context(services=self.services, data=data, is_canceled=is_canceled)
 
     def _start(self) -> None:
-        _install_patches()
+        install_patches()
         config = _app_config(self.root, self._settings)
         from invokeai.backend.util.logging import InvokeAILogger
 
@@ -326,7 +326,7 @@ class _RunListener:
             self.failure = error
 
 
-def _install_patches() -> None:
+def install_patches() -> None:
     """Let InvokeAI know our model types where no start-up hook of the wheel has done so (a checkout on PYTHONPATH)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -87,7 +87,8 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
     scheduler: SchedulerChoice = InputField(
         default="euler", description="How each step is taken. Euler is the default.", ui_choice_labels=SCHEDULER_LABELS
     )
-    shift: Optional[float] = InputField(default=None, gt=0.0, description=Describe.shift)
+    # The workflow editor fills 0 into an optional number that has no default, so 0 means the same as empty.
+    shift: Optional[float] = InputField(default=None, ge=0.0, description=Describe.shift)
     transformer: TransformerField = InputField(description=FieldDescriptions.z_image_model, input=Input.Connection, title="Transformer")
     positive_conditioning: ZImageConditioningField | list[ZImageConditioningField] = InputField(
         description="What the clip shows: one prompt, or several prompts with regions of the picture.", input=Input.Connection
@@ -181,7 +182,7 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
         return flow_match_scheduler(
             self.scheduler,
             config=scheduler_config(context, self.transformer, record),
-            shift=self.shift,
+            shift=self.shift or None,
             steps=self.steps,
             image_tokens=shape.image_tokens,
             denoising_start=self.denoising_start,

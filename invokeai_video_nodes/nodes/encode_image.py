@@ -45,21 +45,22 @@ class ZImageVideoEncodeInvocation(BaseInvocation):
     seed: int = InputField(default=0, ge=0, description=Describe.seed)
     width: Optional[int] = InputField(
         default=None,
-        gt=0,
+        ge=0,
         multiple_of=RULE.size_step,
-        description="Width in pixels, a multiple of 16, to which the picture is stretched. Empty: the picture's own.",
+        description="Width in pixels, a multiple of 16, to which the picture is stretched. 0 or empty: the picture's own.",
     )
     height: Optional[int] = InputField(
         default=None,
-        gt=0,
+        ge=0,
         multiple_of=RULE.size_step,
-        description="Height in pixels, a multiple of 16, to which the picture is stretched. Empty: the picture's own.",
+        description="Height in pixels, a multiple of 16, to which the picture is stretched. 0 or empty: the picture's own.",
     )
 
     @field_validator("num_frames", "width", "height", mode="before")
     @classmethod
     def _name_the_nearest(cls, value: Any, info: Any) -> Any:
-        return require_valid(info.field_name, value)
+        # The workflow editor fills 0 into an optional number that has no default, so 0 means the same as empty.
+        return value if value == 0 and info.field_name != "num_frames" else require_valid(info.field_name, value)
 
     @torch.no_grad()
     def invoke(self, context: InvocationContext) -> LatentsOutput:

@@ -44,7 +44,7 @@ class Describe:
     )
     shift = (
         "Moves the noise schedule: higher spends more steps on the overall motion, lower more on detail. "
-        "Empty: as the checkpoint says. The number of frames never enters."
+        "0 or empty: as the checkpoint says. The number of frames never enters."
     )
     crf = "Quality of the video file: 0 is lossless and large, 18 looks the same to the eye, 51 is the worst."
     image_count = "The images, in playing order."

@@ -41,9 +41,7 @@ def decode_frames(
     check_latents(latents)
     channels = latent_channels(vae)
     if latents.shape[1] != channels:
-        raise BadInput.expected(
-            "VAE: latent channels", f"{latents.shape[1]} as the latents have", channels, latents.shape[1]
-        )
+        raise BadInput.expected("VAE: latent channels", f"{latents.shape[1]} as the latents have", channels, latents.shape[1])
     return _decode_each(vae, latents, stop=stop, on_frame=on_frame, device=device)
 
 
@@ -92,7 +90,11 @@ def _decode_each(
     for index in range(total):
         if stop is not None and stop():
             raise Canceled
-        frame = decode_frame(vae, latents[:, :, index].to(device or latents.device))
-        if on_frame is not None:
-            on_frame(index + 1, total)
-        yield frame
+        # No name for the frame here: a suspended generator would keep it alive beside the next one.
+        yield _told(decode_frame(vae, latents[:, :, index].to(device or latents.device)), on_frame, index + 1, total)
+
+
+def _told(frame: np.ndarray, on_frame: OnFrame | None, index: int, total: int) -> np.ndarray:
+    if on_frame is not None:
+        on_frame(index, total)
+    return frame

@@ -150,6 +150,8 @@ def _feed(ffmpeg: Ffmpeg, frames: Iterator[np.ndarray], *, width: int, height: i
         except BrokenPipeError:
             return written
         written += 1
+        # Gone before the next one is made.
+        del frame
     return written
 
 

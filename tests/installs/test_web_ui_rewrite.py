@@ -6,8 +6,9 @@ import types
 from pathlib import Path
 
 import pytest
-from invokeai_video_patches import status, web_ui
 from starlette.testclient import TestClient
+
+from invokeai_video_patches import status, web_ui
 
 
 @pytest.fixture(autouse=True)

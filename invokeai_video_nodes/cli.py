@@ -82,9 +82,7 @@ def _add_run(verbs: Any) -> None:
     run.add_argument("workflow", metavar="WORKFLOW.json")
     several: dict[str, Any] = {"action": "append", "default": []}
     run.add_argument("--set", metavar="NODE.FIELD=VALUE", help="fill an input; may be repeated", **several)
-    run.add_argument(
-        "--root", help="InvokeAI root with installed models (default: INVOKEAI_ROOT, else a throwaway root)"
-    )
+    run.add_argument("--root", help="InvokeAI root with installed models (default: INVOKEAI_ROOT, else a throwaway root)")
     run.add_argument("--model", metavar="PATH", help="install a model before the run; may be repeated", **several)
     run.add_argument("--out", help="folder for the results (default: the gallery of --root, else ./outputs)")
     _console_options(run)

@@ -25,9 +25,7 @@ def refuse_unrunnable(draft: WorkflowDraft, classes: Mapping[str, Any]) -> None:
         if cls is None:
             problems.append(_unknown_type(draft, node_id, classes))
         elif _is_unrolled_by_ui(cls):
-            problems.append(
-                f"{draft.title(node_id)} is unrolled by the browser into many runs (use --set, once per value)"
-            )
+            problems.append(f"{draft.title(node_id)} is unrolled by the browser into many runs (use --set, once per value)")
         elif _major(draft.versions.get(node_id, "")) not in ("", _major(cls.UIConfig.version)):
             versions = f"was saved as version {draft.versions[node_id]}, installed is {cls.UIConfig.version}"
             draft.remarks.append(f"{draft.title(node_id)} {versions}")

@@ -136,9 +136,7 @@ def _draft_from_ui_workflow(workflow: Mapping[str, Any], *, name: str) -> Workfl
 def _check_meta_version(workflow: Mapping[str, Any]) -> None:
     version = str((workflow.get("meta") or {}).get("version", "3.0.0"))
     if version.split(".")[0] not in ("3", "4"):
-        raise BadInput.expected(
-            "workflow version", "3.x or 4.x (open the file in InvokeAI 6 and save it again)", version, nearest="3.0.0"
-        )
+        raise BadInput.expected("workflow version", "3.x or 4.x (open the file in InvokeAI 6 and save it again)", version, nearest="3.0.0")
 
 
 def _add_ui_node(draft: WorkflowDraft, node: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Our workflow files -> InvokeAI's workflow library, each of them once.
 
 A record is ours when it carries our tag and the name of one of our files. Records may come from here or from the node
-manager, which imports every workflow of a pack that it installs and adds a tag `node-pack:<folder>`. Its records stay (it
-deletes them by id when the pack is removed); a second, unedited copy goes. Nothing that a person may have edited is
-overwritten or deleted.
+manager, which imports every workflow of a pack that it installs and adds a tag `node-pack:<folder>`. Its records stay
+(it deletes them by id when the pack is removed); a second, unedited copy goes. Nothing that a person may have edited
+is overwritten or deleted.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Change(NamedTuple):
 
 
 def install_into(records: Any, files: Sequence[Path]) -> list[Change]:
-    """Bring InvokeAI's workflow records (`workflow_records` service) to one record per file; calling again changes nothing.
+    """Bring InvokeAI's workflow records (its service) to one record per file; calling again changes nothing.
 
-    New records are public user workflows (InvokeAI refuses `default` ones). A record of an older version stays, since it
-    may hold a person's changes; the answer says so.
+    New records are public user workflows (InvokeAI refuses `default` ones). A record of an older version stays, since
+    it may hold a person's changes; the answer says so.
     """
     from invokeai.app.services.workflow_records.workflow_records_common import WorkflowWithoutIDValidator
 

@@ -87,9 +87,7 @@ def _identifiers(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, An
             yield from _identifiers(inner, path)
 
 
-def _fill_empty_fields(
-    draft: WorkflowDraft, node_id: str, cls: Any, installed: Sequence[Mapping[str, str]]
-) -> list[str]:
+def _fill_empty_fields(draft: WorkflowDraft, node_id: str, cls: Any, installed: Sequence[Mapping[str, str]]) -> list[str]:
     """Choose the only model that fits an empty required model field; what could not be chosen comes back in words."""
     node = draft.nodes[node_id]
     wired = {link.target_field for link in draft.links if link.target == node_id}

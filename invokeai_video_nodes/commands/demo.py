@@ -1,47 +1,31 @@
-"""`invokeai-video demo`: a prompt in, an MP4 out. It runs the shipped text-to-video workflow on the shipped toy model."""
+"""`invokeai-video demo`: a prompt in, an MP4 out. It runs our text-to-video workflow on the toy model."""
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from invokeai_video_nodes.commands.console import Console
 from invokeai_video_nodes.commands.enlarge import enlarge
 from invokeai_video_nodes.commands.results import check_out_folder
-from invokeai_video_nodes.commands.run import Delivery, RunRequest, file_stem, report, run_workflow
+from invokeai_video_nodes.commands.run import RunRequest, file_stem, report, run_workflow
 from invokeai_video_nodes.pipelines.errors import BadInput
+from invokeai_video_nodes.toy_settings import TOY_MODEL, ToySettings, toy_settings
 from invokeai_video_nodes.workflow_files import workflow_file
 from invokeai_video_nodes.workflow_graph import read_workflow
 from invokeai_video_nodes.workflow_settings import Setting
 
-TOY_MODEL = Path(__file__).resolve().parent.parent / "toy_model"
 _MAX_SCALE = 16
 _MAX_SEED = 2**32 - 1
 
 
-@dataclass(frozen=True)
-class ToySettings:
-    """What the toy model was made for: `toy_model/settings.json`, whose keys are these names."""
-
-    prompt: str = "a red circle moves to the right"
-    width: int = 64
-    height: int = 64
-    num_frames: int = 16
-    fps: int = 8
-    f_patch_size: int = 2
-    steps: int = 12
-    guidance_scale: float = 3.0
-    shift: float | None = 3.0
-    words: tuple[str, ...] = ()
-
-
 def demo(arguments: Namespace, console: Console) -> int:
     """The verb: check the arguments, run, print where the clip is."""
-    toy = read_toy_settings(TOY_MODEL)
+    toy = toy_settings()
+    if not (TOY_MODEL / "model_index.json").is_file():
+        raise BadInput.expected("toy model", "the model that ships with the pack", f"no model in {TOY_MODEL}")
     check_arguments(arguments, toy)
     out = check_out_folder(Path(arguments.out))
     prompt = toy.prompt if arguments.prompt is None else arguments.prompt
@@ -51,33 +35,17 @@ def demo(arguments: Namespace, console: Console) -> int:
     request = RunRequest(
         draft=read_workflow(workflow_file("text_to_video")),
         settings=settings_for(arguments, toy, prompt),
-        models=[TOY_MODEL / "model"],
+        models=[TOY_MODEL],
         out=out,
         stem=file_stem(f"{prompt} seed {arguments.seed}"),
     )
     delivery = run_workflow(request, console)
     if arguments.scale > 1:
         enlarged = [enlarge(path, arguments.scale) for path in delivery.videos]
-        delivery = Delivery(
-            delivery.videos + enlarged, delivery.images, delivery.outputs, delivery.seconds, delivery.startup_seconds
-        )
+        delivery = replace(delivery, videos=delivery.videos + enlarged)
     report(delivery, console)
     console.note(f"done in {delivery.startup_seconds + delivery.seconds:.0f} s; the clip lies in {out}")
     return 0
-
-
-def read_toy_settings(folder: Path) -> ToySettings:
-    """The model's own recommendations where its folder has them; BadInput when the model itself is missing."""
-    if not (folder / "model" / "model_index.json").is_file():
-        raise BadInput.expected("toy model", "the model that ships with the pack", f"no model in {folder / 'model'}")
-    facts: dict[str, Any] = {}
-    for name in ("settings.json", "vocabulary.json"):
-        if (folder / name).is_file():
-            facts.update(json.loads((folder / name).read_text(encoding="utf-8")))
-    known = {name: value for name, value in facts.items() if name in ToySettings.__dataclass_fields__}
-    if "words" in known:
-        known["words"] = tuple(known["words"])
-    return ToySettings(**known)
 
 
 def check_arguments(arguments: Namespace, toy: ToySettings) -> None:
@@ -114,9 +82,8 @@ def settings_for(arguments: Namespace, toy: ToySettings, prompt: str) -> list[Se
         "denoise.guidance_scale": toy.guidance_scale if arguments.guidance is None else arguments.guidance,
         "denoise.seed": arguments.seed,
         "denoise.fps": toy.fps if arguments.fps is None else arguments.fps,
-        "denoise.shift": toy.shift,
     }
-    return [Setting(*target.split("."), text=str(value)) for target, value in values.items() if value is not None]
+    return [Setting(*target.split("."), text=str(value)) for target, value in values.items()]
 
 
 def unknown_words(prompt: str, words: tuple[str, ...]) -> str | None:

@@ -60,9 +60,7 @@ def run(arguments: Namespace, console: Console) -> int:
     models = [_existing(Path(text)) for text in arguments.model]
     root = _root(arguments.root)
     out = Path(arguments.out) if arguments.out else (Path("outputs") if root is None else None)
-    request = RunRequest(
-        draft=draft, settings=settings, models=models, root=root, out=None if out is None else check_out_folder(out)
-    )
+    request = RunRequest(draft=draft, settings=settings, models=models, root=root, out=None if out is None else check_out_folder(out))
     delivery = run_workflow(request, console)
     report(delivery, console)
     return 0
@@ -157,9 +155,7 @@ def _import_media(services: Any, key: str, path: Path) -> str:
         raise BadInput.expected(str(path), "an MP4 with H.264 (what InvokeAI's gallery plays)", codec)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copy(path, folder))  # the gallery moves what it is given
-        return services.videos.create(
-            copy, width, height, duration, fps, ResourceOrigin.EXTERNAL, ImageCategory.USER
-        ).video_name
+        return services.videos.create(copy, width, height, duration, fps, ResourceOrigin.EXTERNAL, ImageCategory.USER).video_name
 
 
 def _deliver(paths: Sequence[Path], request: RunRequest) -> list[Path]:

@@ -44,9 +44,9 @@ class ZImageVideoDecodeInvocation(BaseInvocation, WithMetadata, WithBoard):
     vae: VAEField = InputField(description=FieldDescriptions.vae, input=Input.Connection)
     fps: Optional[int] = InputField(
         default=None,
-        ge=1,
+        ge=0,  # the workflow editor fills 0 into an optional number that has no default
         le=60,
-        description="Frames per second at which the clip plays. Empty: as the denoise node says, else 8.",
+        description="Frames per second at which the clip plays. 0 or empty: as the denoise node says, else 8.",
         title="Frames per Second",
     )
     crf: int = InputField(default=18, ge=0, le=51, description=Describe.crf, title="Quality (CRF)")

@@ -33,12 +33,12 @@ class VideoToFramesInvocation(BaseInvocation, WithMetadata, WithBoard):
     video: VideoField = InputField(description="The video to read.")
     every_nth: int = InputField(default=1, ge=1, description="Take every n-th frame: 1 takes all, 2 every other one.")
     skip: int = InputField(default=0, ge=0, description="Frames to leave out at the beginning.")
-    limit: Optional[int] = InputField(default=None, ge=1, description="The most images to take. Empty: to the end of the video.")
+    limit: Optional[int] = InputField(default=None, ge=0, description="The most images to take. 0 or empty: to the end of the video.")
 
     def invoke(self, context: InvocationContext) -> ImageCollectionOutput:
         path = context.videos.get_path(self.video.video_name)
         images = []
-        for frame in read_frames(path, every_nth=self.every_nth, skip=self.skip, limit=self.limit):
+        for frame in read_frames(path, every_nth=self.every_nth, skip=self.skip, limit=self.limit or None):
             if context.util.is_canceled():
                 raise CanceledException
             image = context.images.save(image=Image.fromarray(frame))

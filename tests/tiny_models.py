@@ -64,9 +64,7 @@ def make_tiny_z_image_video(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_transformer(f_patch_sizes=f_patch_sizes, latent_channels=latent_channels, seed=seed).save_pretrained(
-        folder / "transformer"
-    )
+    tiny_transformer(f_patch_sizes=f_patch_sizes, latent_channels=latent_channels, seed=seed).save_pretrained(folder / "transformer")
     tiny_vae(latent_channels=latent_channels, seed=seed).save_pretrained(folder / "vae")
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -150,19 +148,19 @@ def make_tiny_image_checkpoint(
 
 
 def tiny_transformer(
-    *, f_patch_sizes: Sequence[int] = (1, 2, 4), latent_channels: int = 16, seed: int = 0
+    *, f_patch_sizes: Sequence[int] = (1, 2, 4), latent_channels: int = 16, seed: int = 0, dim: int = 64, n_layers: int = 2
 ) -> ZImageTransformer2DModel:
-    """A ZImageTransformer2DModel of width 64 in eval mode, float32; the caption features are 32 wide."""
+    """A ZImageTransformer2DModel in eval mode, float32, `dim` a multiple of 16; the caption features are 32 wide."""
     with _seeded(seed):
         model = ZImageTransformer2DModel(
             all_patch_size=(2,) * len(f_patch_sizes),
             all_f_patch_size=tuple(f_patch_sizes),
             in_channels=latent_channels,
-            dim=64,
-            n_layers=2,
+            dim=dim,
+            n_layers=n_layers,
             n_refiner_layers=2,
-            n_heads=4,
-            n_kv_heads=4,
+            n_heads=dim // 16,
+            n_kv_heads=dim // 16,
             cap_feat_dim=CAPTION_FEATURES,
             axes_dims=[4, 6, 6],
             axes_lens=[1024, 64, 64],
@@ -222,9 +220,7 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        _CORPUS, trainers.BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False)
-    )
+    bpe.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False))
     trained = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in trained["merges"]]
     return Qwen2Tokenizer(
@@ -262,9 +258,7 @@ def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         name = key.replace(".norm_q.", ".q_norm.").replace(".norm_k.", ".k_norm.").replace(".to_out.0.", ".out.")
         if len(embedders) == 1:
             only = next(iter(embedders))
-            name = name.replace(f"all_x_embedder.{only}.", "x_embedder.").replace(
-                f"all_final_layer.{only}.", "final_layer."
-            )
+            name = name.replace(f"all_x_embedder.{only}.", "x_embedder.").replace(f"all_final_layer.{only}.", "final_layer.")
         renamed[name] = value.reshape(-1) if key in ("x_pad_token", "cap_pad_token") else value
     return renamed
 

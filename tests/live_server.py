@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-START_SECONDS = 300
+START_SECONDS = 600
 STOP_SECONDS = 40
 
 
@@ -176,9 +176,9 @@ class Server:
         """All model records."""
         return self.get("/api/v2/models/")["models"]
 
-    def install(self, path: Path, **config: Any) -> dict[str, Any]:
-        """Install a model in place, wait for it, and return its record."""
-        job = self.post(f"/api/v2/models/install?source={path}&inplace=true", config)
+    def install(self, path: Path, *, inplace: bool = True, **config: Any) -> dict[str, Any]:
+        """Install a model, wait for it, and return its record; `config` holds the fields that override identification."""
+        job = self.post(f"/api/v2/models/install?source={path}&inplace={str(inplace).lower()}", config)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             job = self.get(f"/api/v2/models/install/{job['id']}")

@@ -1,8 +1,8 @@
 """Our models in the model manager's Starter Models and as bundles, one click each.
 
 Every `Row` is one starter model; a later family appends its rows. A model that ships inside our package has its folder as source.
-InvokeAI *moves* a local source into its models folder unless it is asked to install in place, which the Starter Models page
-cannot ask for: `patch_installer` gives the installer a copy, so that the package stays whole.
+Installed in place, such a model would be gone with the environment; installed otherwise, InvokeAI would *move* it out of the package.
+So `patch_installer` gives the installer a copy.
 """
 
 import functools
@@ -94,24 +94,37 @@ def _starter_model(module: ModuleType, row: Row) -> Any:
 
 
 def patch_installer(module: ModuleType) -> str:
-    """Let `ModelInstallService.install_path` of `model_install_default` work on a copy when the source is our package's."""
+    """Let `ModelInstallService` of `model_install_default` work on a copy when the source is inside our package."""
     service = module.ModelInstallService
-    inner = service.install_path
-    if getattr(inner, "invokeai_video_wrapped", False):
-        return "copies models of this package instead of moving them"
+    done = "models of this package are copied, never moved"
+    if getattr(service.install_path, "invokeai_video_wrapped", False):
+        return done
+    heuristic_import, move_into_models_folder = service.heuristic_import, service.install_path
 
-    @functools.wraps(inner)
+    @functools.wraps(heuristic_import)
+    def import_source(self: Any, source: str, *args: Any, **kwargs: Any) -> Any:
+        if is_ours(source):
+            kwargs["inplace"] = False
+        return heuristic_import(self, source, *args, **kwargs)
+
+    @functools.wraps(move_into_models_folder)
     def install_path(self: Any, model_path: Path | str, *args: Any, **kwargs: Any) -> str:
+        if not is_ours(model_path):
+            return move_into_models_folder(self, model_path, *args, **kwargs)
         source = Path(model_path)
-        if not source.resolve().is_relative_to(package_folder()):
-            return inner(self, model_path, *args, **kwargs)
         # InvokeAI removes what bears this prefix at its next start, should the process die meanwhile.
         prefix = getattr(module, "TMPDIR_PREFIX", "tmpinstall_")
         with tempfile.TemporaryDirectory(dir=self.app_config.models_path, prefix=prefix) as staging:
             copied = Path(staging, source.name)
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, copied)
-            return inner(self, copied, *args, **kwargs)
+            return move_into_models_folder(self, copied, *args, **kwargs)
 
     install_path.invokeai_video_wrapped = True  # type: ignore[attr-defined]
-    service.install_path = install_path
-    return "copies models of this package instead of moving them"
+    service.heuristic_import, service.install_path = import_source, install_path
+    return done
+
+
+def is_ours(source: Path | str) -> bool:
+    """True for a path inside our package; a hub id or a URL is none."""
+    path = Path(source)
+    return path.is_absolute() and path.resolve().is_relative_to(package_folder())

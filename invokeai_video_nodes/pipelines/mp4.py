@@ -30,6 +30,7 @@ _ENCODERS = {
 }
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _MAX_CRF = 51
+_CLOCK_TOLERANCE_SECONDS = 5
 
 _TEMPORARY = re.compile(r"^\.invokeai-video-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]+\.part$")
 
@@ -50,10 +51,9 @@ def write_mp4(
     """Write `frames`, uint8 [height, width, 3] RGB, to `path` and return how many there were.
 
     8-bit 4:2:0, moov atom first. `crf` 0 (lossless) to 51, as x264 and x265 count. Takes one frame at a time from
-    `frames` and closes it. `copies` are further files of the same frames in other codecs, written in the same pass by the
-    same ffmpeg. Raises BadInput for sizes and settings before the first frame is asked for, Canceled between
-    frames where `stop()` answers True, OutputError where the file cannot be written; then nothing is left in the
-    folder.
+    `frames` and closes it. `copies` are further files of the same frames in other codecs, written in the same pass by
+    the same ffmpeg. Raises BadInput for sizes and settings before the first frame is asked for, Canceled between frames
+    where `stop()` answers True, OutputError where the file cannot be written; then nothing is left in the folder.
     """
     check_mp4_settings(fps=fps, width=width, height=height, codec=codec, crf=crf, preset=preset)
     path = Path(path)
@@ -70,11 +70,7 @@ def write_mp4(
             raise _output_error(path, growing, ffmpeg, written)
         if not written:
             raise BadInput.expected("frames to write", "at least 1", 0)
-        for target, temporary in growing.items():
-            os.replace(temporary, target)
-    except OSError as error:
-        ffmpeg.kill()
-        raise _output_error(path, growing, ffmpeg, None, error) from error
+        _put_in_place(growing)
     except BaseException:
         ffmpeg.kill()
         raise
@@ -155,19 +151,28 @@ def _feed(ffmpeg: Ffmpeg, frames: Iterator[np.ndarray], *, width: int, height: i
     return written
 
 
-def _output_error(
-    path: Path, growing: Mapping[Path, Path], ffmpeg: Ffmpeg, written: int | None, error: OSError | None = None
-) -> OutputError:
+def _put_in_place(growing: Mapping[Path, Path]) -> None:
+    """Give the finished files their names, all of them or none."""
+    done: list[Path] = []
+    try:
+        for target, temporary in growing.items():
+            os.replace(temporary, target)
+            done.append(target)
+    except OSError as error:
+        for target in done:
+            target.unlink(missing_ok=True)
+        raise OutputError(f"Naming the finished video failed: {error}; nothing was kept") from error
+
+
+def _output_error(path: Path, growing: Mapping[Path, Path], ffmpeg: Ffmpeg, written: int) -> OutputError:
     """What could not be written, what it needed so far, and what the disk has once the unfinished file is gone."""
     needed = sum(temporary.stat().st_size for temporary in growing.values() if temporary.exists())
     for temporary in growing.values():
         temporary.unlink(missing_ok=True)
     free = shutil.disk_usage(path.parent).free
-    after = "" if written is None else f" after {written} frames"
-    reason = str(error) if error is not None else ffmpeg.last_words()
     return OutputError(
-        f"Writing {path} failed{after}: expected room for more than {_megabytes(needed)}, "
-        f"got {_megabytes(free)} free on the disk; nothing was kept. ffmpeg says: {reason}"
+        f"Writing {path} failed after {written} frames: expected room for more than {_megabytes(needed)}, "
+        f"got {_megabytes(free)} free on the disk; nothing was kept. ffmpeg says: {ffmpeg.last_words()}"
     )
 
 
@@ -176,9 +181,10 @@ def _megabytes(size: int) -> str:
 
 
 def _is_running(pid: int, started: int) -> bool:
-    # Numbers of processes are used again, so the start time is compared too.
+    # Numbers of processes are used again, so the start time is compared too; it is counted from a boot time that the
+    # system's clock corrections move, and the file of a writer at work must never go.
     try:
-        return _started(psutil.Process(pid)) == started
+        return abs(_started(psutil.Process(pid)) - started) <= _CLOCK_TOLERANCE_SECONDS
     except psutil.Error:
         return False
 

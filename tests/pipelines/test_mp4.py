@@ -84,6 +84,22 @@ def test_a_larger_crf_makes_a_smaller_file(tmp_path, codec):
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_a_copy_in_the_other_codec_comes_from_the_same_frames(tmp_path):
+    count = write(tmp_path / "clip.mp4", copies={"h265": tmp_path / "clip.h265.mp4"})
+
+    assert count == len(list(read_frames(tmp_path / "clip.h265.mp4"))) == 8
+    assert "avc1" in stream_line(tmp_path / "clip.mp4") and "hvc1" in stream_line(tmp_path / "clip.h265.mp4")
+
+
+def test_files_that_cannot_be_named_leave_nothing(tmp_path):
+    (tmp_path / "clip.h265.mp4").mkdir()
+
+    with pytest.raises(OutputError, match="Naming the finished video failed"):
+        write(tmp_path / "clip.mp4", copies={"h265": tmp_path / "clip.h265.mp4"})
+
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.h265.mp4"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

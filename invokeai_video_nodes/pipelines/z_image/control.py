@@ -37,15 +37,14 @@ class RegionalMask:
         """Whether the mask was made for this caption, whatever its dtype and device have become."""
         return torch.equal(self.caption.to(caption), caption)
 
-    def additive(self, *, frame_tokens: int, padded_frames: int, padded_total: int, dtype: torch.dtype) -> torch.Tensor:
-        """[1, 1, S', S'] of 0 and -inf, spread over the padded sequence; padding tokens keep looking at everything."""
+    def padded(self, *, frame_tokens: int, padded_frames: int, padded_total: int) -> torch.Tensor:
+        """[1, 1, S', S'] bool over the padded sequence; padding tokens may look at everything, nobody looks at them."""
         captions = self.allowed.shape[0] - frame_tokens
         place = torch.cat([torch.arange(frame_tokens), padded_frames + torch.arange(captions)]).to(self.allowed.device)
         spread = torch.ones(padded_total, padded_total, dtype=torch.bool, device=self.allowed.device)
         spread[place] = False
         spread[place[:, None], place[None, :]] = self.allowed
-        lowest = torch.finfo(dtype).min
-        return torch.zeros(spread.shape, dtype=dtype, device=spread.device).masked_fill_(~spread, lowest)[None, None]
+        return spread[None, None]
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def predict(
     even_mask = mask
     if regions is not None and regions.is_for(caption):
         tokens = (x.shape[1] // f_patch_size) * (x.shape[2] // PATCH) * (x.shape[3] // PATCH)
-        even_mask = regions.additive(frame_tokens=tokens, padded_frames=frames.shape[1], padded_total=unified.shape[1], dtype=unified.dtype)
+        even_mask = regions.padded(frame_tokens=tokens, padded_frames=frames.shape[1], padded_total=unified.shape[1])
     for index, layer in enumerate(transformer.layers):
         unified = layer(unified, mask if index % 2 else even_mask, freqs, adaln, None, None, None)
         if index in hints:

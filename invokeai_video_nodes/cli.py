@@ -18,12 +18,12 @@ from invokeai_video_nodes import __version__
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+_ROOT_HELP = "InvokeAI root folder (default: INVOKEAI_ROOT, else ~/invokeai)"
 _DEMO_EPILOG = "The model is a toy made here from synthetic clips: shapes, colours and motions, nothing else."
 _RUN_EPILOG = """\
 NODE is a node's id, label, type or title; VALUE is text or JSON, for an image or video field a file or a name in the
 gallery, for a model field a model's name or key. Without --root (and without INVOKEAI_ROOT) the run uses a throwaway
-root that holds only the models of --model. Do not point --root at a root while a server runs on it: both would work on
-the same queue.
+root that holds only the models of --model. A root that a server is using is refused: both would work on one queue.
 
   invokeai-video run text_to_video.json --model toy_model --set "Prompt.prompt=a red star rotates" --out clips
 """
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return OK
     if arguments.verb in _PLAIN_VERBS:
-        return _PLAIN_VERBS[arguments.verb](arguments)
+        return _run_plain(arguments)
     return _run_with_console(arguments)
 
 
@@ -53,12 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
 
     _verb(verbs, "web", "start InvokeAI's web server with the video models; further arguments go to invokeai-web")
-    _verb(verbs, "doctor", "tell what is patched, what matched, what fell back and why, with versions")
+    doctor = _verb(verbs, "doctor", "tell what is patched, what matched, what fell back and why, with versions")
+    doctor.add_argument("--root", help="InvokeAI root folder to look at too (default: INVOKEAI_ROOT, if set)")
+    doctor.add_argument("--json", action="store_true", help="print a JSON list")
     workflows = _verb(verbs, "install-workflows", "put our workflows into the workflow library, each once")
-    workflows.add_argument("--root", help="InvokeAI root folder (default: the one that invokeai-web would use)")
+    workflows.add_argument("--root", help=_ROOT_HELP)
     _console_options(workflows)
     uninstall = _verb(verbs, "prepare-uninstall", "clear what stock InvokeAI could not read once the pack is gone")
-    uninstall.add_argument("--root", help="InvokeAI root folder (default: the one that invokeai-web would use)")
+    uninstall.add_argument("--root", help=_ROOT_HELP)
     uninstall.add_argument("--yes", action="store_true", help="do it without asking")
     return parser
 
@@ -99,6 +101,19 @@ def _verb(verbs: Any, name: str, text: str, **options: Any) -> argparse.Argument
 def _console_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--verbose", action="store_true", help="show InvokeAI's own log on stderr")
+
+
+def _run_plain(arguments: argparse.Namespace) -> int:
+    """Run a verb that prints by itself; what the person can correct is one line."""
+    from invokeai_video_nodes.pipelines.errors import BadInput
+
+    try:
+        return _PLAIN_VERBS[arguments.verb](arguments)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _run_with_console(arguments: argparse.Namespace) -> int:
@@ -155,13 +170,13 @@ def _web(arguments: Sequence[str]) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from invokeai_video_nodes.doctor import run_doctor
 
-    return run_doctor() or OK
+    return run_doctor(root=arguments.root, json=arguments.json)
 
 
 def _prepare_uninstall(arguments: argparse.Namespace) -> int:
     from invokeai_video_nodes.prepare_uninstall import prepare_uninstall
 
-    return prepare_uninstall(root=arguments.root, yes=arguments.yes) or OK
+    return prepare_uninstall(root=arguments.root, yes=arguments.yes)
 
 
 _PLAIN_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -24,9 +24,9 @@ _MAX_SEED = 2**32 - 1
 def demo(arguments: Namespace, console: Console) -> int:
     """The verb: check the arguments, run, print where the clip is."""
     toy = toy_settings()
+    check_arguments(arguments, toy)
     if not (TOY_MODEL / "model_index.json").is_file():
         raise BadInput.expected("toy model", "the model that ships with the pack", f"no model in {TOY_MODEL}")
-    check_arguments(arguments, toy)
     out = check_out_folder(Path(arguments.out))
     prompt = toy.prompt if arguments.prompt is None else arguments.prompt
     console.note(f'prompt: "{prompt}" (seed {arguments.seed})')

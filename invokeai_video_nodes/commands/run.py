@@ -16,6 +16,7 @@ from typing import Any
 from invokeai_video_nodes.commands.console import Console, ProgressBar
 from invokeai_video_nodes.commands.results import check_out_folder, copy_result
 from invokeai_video_nodes.pipelines.errors import BadInput
+from invokeai_video_nodes.prepare_uninstall import processes_using
 from invokeai_video_nodes.workflow_graph import WorkflowDraft, read_workflow
 from invokeai_video_nodes.workflow_settings import Setting, parse_setting
 
@@ -89,7 +90,7 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
     with _engine_root(request.root) as root, Engine(root) as engine:
         for path in request.models:
             _install(engine, path)
-        graph = _prepare(request, engine)
+        graph = prepare(request, engine)
         for remark in request.draft.remarks:
             console.note(f"note: {remark}")
         ready = time.monotonic()
@@ -104,7 +105,7 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
     return Delivery(videos, images, result.outputs, seconds, ready - started)
 
 
-def _prepare(request: RunRequest, engine: Any) -> Any:
+def prepare(request: RunRequest, engine: Any) -> Any:
     """Draft -> graph against the nodes and models that this engine has."""
     from invokeai_video_nodes.workflow_build import build_graph, node_classes, refuse_unrunnable
     from invokeai_video_nodes.workflow_models import model_identity, resolve_models
@@ -118,7 +119,7 @@ def _prepare(request: RunRequest, engine: Any) -> Any:
         request.settings,
         classes=classes,
         installed=installed,
-        import_media=lambda key, path: _import_media(engine.services, key, path),
+        import_media=lambda key, path: import_media(engine.services, key, path),
     )
     resolve_models(request.draft, classes, installed)
     return build_graph(request.draft, classes)
@@ -132,7 +133,7 @@ def _install(engine: Any, path: Path) -> None:
         raise BadInput.expected(f"--model {path}", "a model that InvokeAI can identify", str(error)) from error
 
 
-def _import_media(services: Any, key: str, path: Path) -> str:
+def import_media(services: Any, key: str, path: Path) -> str:
     """Copy an image or video file into the gallery as an upload would; returns its name there."""
     from invokeai.app.services.image_records.image_records_common import ImageCategory, ResourceOrigin
 
@@ -184,6 +185,10 @@ def _root(argument: str | None) -> Path | None:
     path = Path(named).expanduser()
     if not path.is_dir():
         raise BadInput.expected("--root", "an existing InvokeAI root folder", str(path))
+    database = path.resolve() / "databases" / "invokeai.db"
+    if database.is_file() and (users := processes_using(database)):
+        # Both would work on the same queue, and a starting engine cancels what the other one is running.
+        raise BadInput.expected("--root", "a root that no server is using", f"{path}, used by {', '.join(users)}")
     return path
 
 

@@ -35,7 +35,7 @@ class RegionalMask:
 
     def is_for(self, caption: torch.Tensor) -> bool:
         """Whether the mask was made for this caption, whatever its dtype and device have become."""
-        return torch.equal(self.caption.to(caption), caption)
+        return bool(torch.equal(self.caption.to(caption), caption))
 
     def padded(self, *, frame_tokens: int, padded_frames: int, padded_total: int) -> torch.Tensor:
         """[1, 1, S', S'] bool over the padded sequence; padding tokens may look at everything, nobody looks at them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +20,7 @@ from invokeai_video_nodes.pipelines.errors import BadInput
 
 # Fields of the API graph that the UI keeps beside the inputs.
 NODE_ATTRIBUTES = ("id", "type", "is_intermediate", "use_cache")
+_WORKFLOW_TEXTS = ("author", "description", "version", "contact", "tags", "notes")
 # The UI's own furniture: shown on the canvas, never run.
 _CANVAS_ONLY = ("notes", "current_image")
 # The inputs of a call_saved_workflow node that stand for exposed fields of the workflow it calls.
@@ -36,7 +38,10 @@ class Link(NamedTuple):
 
 @dataclass
 class WorkflowDraft:
-    """A workflow on its way to a graph. `remarks` tell the person what was changed or left out, and why."""
+    """A workflow on its way to a graph. `remarks` tell the person what was changed or left out, and why.
+
+    `source` is the editor's own workflow where the file was one.
+    """
 
     name: str
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,6 +49,7 @@ class WorkflowDraft:
     labels: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     packs: dict[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] | None = None
     remarks: list[str] = field(default_factory=list)
 
     def title(self, node_id: str) -> str:
@@ -117,7 +123,7 @@ def _draft_from_api_graph(graph: Mapping[str, Any], *, name: str) -> WorkflowDra
 def _draft_from_ui_workflow(workflow: Mapping[str, Any], *, name: str) -> WorkflowDraft:
     """A list of canvas nodes and a list of wires, as the workflow editor saves them."""
     _check_meta_version(workflow)
-    draft = WorkflowDraft(name=str(workflow.get("name") or name))
+    draft = WorkflowDraft(name=str(workflow.get("name") or name), source=workflow)
     connectors: set[str] = set()
     for node in workflow["nodes"]:
         kind = node.get("type") if isinstance(node, Mapping) else None
@@ -188,6 +194,26 @@ def _straighten(wires: list[Mapping[str, Any]], draft: WorkflowDraft, connectors
             continue
         links[Link(origin["source"], origin["sourceHandle"], wire["target"], wire["targetHandle"])] = None
     return list(links)
+
+
+def workflow_as_run(draft: WorkflowDraft) -> dict[str, Any] | None:
+    """The editor's workflow with the values and wires of the draft, to be kept with the results; None for an API graph."""
+    if draft.source is None:
+        return None
+    workflow = {**dict.fromkeys(_WORKFLOW_TEXTS, ""), "exposedFields": [], **deepcopy(dict(draft.source)), "name": draft.name}
+    workflow["meta"] = {"version": "3.0.0", "category": "user", **workflow.get("meta", {})}
+    for node in workflow["nodes"]:
+        values = draft.nodes.get(node["id"], {})
+        for name, entry in node.get("data", {}).get("inputs", {}).items():
+            if name in values:
+                entry["value"] = values[name]
+    fed = {(link.target, link.target_field) for link in draft.links}
+    workflow["edges"] = [
+        edge
+        for edge in workflow["edges"]
+        if edge.get("target") not in draft.nodes or "targetHandle" not in edge or (edge["target"], edge["targetHandle"]) in fed
+    ]
+    return workflow
 
 
 def _check_links(draft: WorkflowDraft) -> None:

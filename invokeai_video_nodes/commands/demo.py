@@ -15,7 +15,7 @@ from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.toy_settings import TOY_MODEL, ToySettings, toy_settings
 from invokeai_video_nodes.workflow_files import workflow_file
 from invokeai_video_nodes.workflow_graph import read_workflow
-from invokeai_video_nodes.workflow_settings import Setting
+from invokeai_video_nodes.workflow_settings import Setting, parse_setting
 
 _MAX_SCALE = 16
 _MAX_SEED = 2**32 - 1
@@ -83,7 +83,7 @@ def settings_for(arguments: Namespace, toy: ToySettings, prompt: str) -> list[Se
         "denoise.seed": arguments.seed,
         "denoise.fps": toy.fps if arguments.fps is None else arguments.fps,
     }
-    return [Setting(*target.split("."), text=str(value)) for target, value in values.items()]
+    return [parse_setting(f"{target}={value}") for target, value in values.items()]
 
 
 def unknown_words(prompt: str, words: tuple[str, ...]) -> str | None:

@@ -17,7 +17,7 @@ from invokeai_video_nodes.commands.console import Console, ProgressBar
 from invokeai_video_nodes.commands.results import check_out_folder, copy_result
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.prepare_uninstall import processes_using
-from invokeai_video_nodes.workflow_graph import WorkflowDraft, read_workflow
+from invokeai_video_nodes.workflow_graph import WorkflowDraft, read_workflow, workflow_as_run
 from invokeai_video_nodes.workflow_settings import Setting, parse_setting
 
 
@@ -85,9 +85,10 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
     """
     console.note("starting InvokeAI's graph engine (about half a minute the first time)")
     started = time.monotonic()
+    log_level = "info" if console.log is None else "warning"
     from invokeai_video_nodes.headless import Engine
 
-    with _engine_root(request.root) as root, Engine(root) as engine:
+    with _engine_root(request.root) as root, Engine(root, log_level=log_level) as engine:
         for path in request.models:
             _install(engine, path)
         graph = prepare(request, engine)
@@ -96,7 +97,7 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
         ready = time.monotonic()
         bar = ProgressBar(console, nodes=len(graph.nodes))
         try:
-            result = engine.run(graph, on_event=bar)
+            result = engine.run(graph, on_event=bar, workflow=workflow_as_run(request.draft))
         finally:
             bar.close()
         seconds = time.monotonic() - ready

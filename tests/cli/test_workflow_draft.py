@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from invokeai_video_nodes.pipelines.errors import BadInput
-from invokeai_video_nodes.workflow_graph import Link, draft_from, read_workflow
+from invokeai_video_nodes.workflow_graph import Link, draft_from, read_workflow, workflow_as_run
 
 
 def ui_node(node_id: str, node_type: str = "integer", **inputs: Any) -> dict[str, Any]:
@@ -108,6 +108,25 @@ def test_the_inputs_of_a_called_workflow_are_gathered_as_the_editor_does() -> No
     draft = draft_from(ui_workflow([node]), name="")
 
     assert draft.nodes["call"]["workflow_inputs"] == {"saved_workflow_input::n::seed": 4}
+
+
+def test_the_workflow_that_is_kept_with_the_results_tells_what_was_run() -> None:
+    draft = draft_from(ui_workflow([ui_node("a", value=1), ui_node("b", "add", a=None, b=6)], [wire("a.value", "b.a")]), name="")
+    draft.nodes["a"]["value"] = 9
+    draft.nodes["b"]["a"] = 5
+    draft.links.clear()
+
+    kept = workflow_as_run(draft)
+
+    assert kept is not None
+    assert [node["data"]["inputs"].get("value", {}).get("value") for node in kept["nodes"]] == [9, None]
+    assert kept["nodes"][1]["data"]["inputs"]["a"]["value"] == 5
+    assert kept["edges"] == []
+    assert draft.source is not None and draft.source["nodes"][0]["data"]["inputs"]["value"]["value"] == 1
+
+
+def test_an_api_graph_has_no_workflow_to_keep() -> None:
+    assert workflow_as_run(draft_from(GRAPH, name="")) is None
 
 
 GRAPH = {

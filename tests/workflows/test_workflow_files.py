@@ -13,7 +13,7 @@ from PIL import Image
 
 from invokeai_video_nodes.commands.run import RunRequest, import_media, prepare
 from invokeai_video_nodes.workflow_files import workflow_file, workflow_files
-from invokeai_video_nodes.workflow_graph import read_workflow
+from invokeai_video_nodes.workflow_graph import read_workflow, workflow_as_run
 from invokeai_video_nodes.workflow_settings import parse_setting
 
 if TYPE_CHECKING:
@@ -144,14 +144,19 @@ def test_a_file_runs_and_leaves_its_workflow_with_the_video(stem: str, engine: E
         settings += [f"denoise.start_image={tmp_path / 'frame.png'}"]
     request = RunRequest(draft=read_workflow(workflow_file(stem)), settings=[parse_setting(text) for text in settings])
 
-    result = engine.run(prepare(request, engine), workflow=content(stem))
+    graph = prepare(request, engine)
+    result = engine.run(graph, workflow=workflow_as_run(request.draft))
 
     assert len(result.videos) == 1
     assert result.videos[0].stat().st_size > 500
     assert result.outputs["decode"]["num_frames"] == 8
     assert result.images == []
-    stored = engine.services.videos.get_workflow(result.videos[0].name)
-    assert json.loads(stored)["name"] == content(stem)["name"]
+    stored = json.loads(engine.services.videos.get_workflow(result.videos[0].name))
+    inputs = {node["id"]: node["data"].get("inputs") for node in stored["nodes"]}
+    assert stored["name"] == content(stem)["name"]
+    assert stored["edges"] == content(stem)["edges"]
+    assert inputs["denoise"]["steps"]["value"] == 2
+    assert inputs["loader"]["model"]["value"]["key"] == tiny_model["key"]
 
 
 def test_a_video_from_disk_is_in_the_gallery_afterwards(engine: Engine, tiny_model: dict[str, Any], tmp_path: Path) -> None:

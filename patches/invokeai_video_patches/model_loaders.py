@@ -40,7 +40,7 @@ class ZImageVideoDiffusersLoader(GenericDiffusersLoader):
     def _load_model(self, config: AnyModelConfig, submodel_type: SubModelType | None = None) -> AnyModel:
         if submodel_type not in FOLDER_PARTS:
             expected = ", ".join(part.value for part in FOLDER_PARTS)
-            raise ValueError(f"{config.name}: expected one of the parts {expected}, got {submodel_type}")
+            raise ValueError(f"{config.name}: expected one of the parts {expected}, got {_word(submodel_type)}")
         model_path = Path(config.path)
         if submodel_type is SubModelType.Transformer and config.experimental:
             model = self._load_experimental(config, model_path)
@@ -107,9 +107,13 @@ def require_transformer(config: AnyModelConfig, submodel_type: SubModelType | No
     """A single file holds the transformer alone; raises ValueError for any other part."""
     if submodel_type is not SubModelType.Transformer:
         raise ValueError(
-            f"{config.name} is a single file: expected the part transformer, got {submodel_type}. "
+            f"{config.name} is a single file: expected the part transformer, got {_word(submodel_type)}. "
             "Choose a VAE and a Qwen3 encoder of their own in the model loader node."
         )
+
+
+def _word(submodel_type: SubModelType | None) -> str:
+    return "none" if submodel_type is None else submodel_type.value
 
 
 def to_diffusers_keys(weights: dict[str, Any], header: weight_files.WeightHeader) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from invokeai_video_patches import bootstrap  # noqa: E402
 bootstrap.install()
 
 
+SHOWN = ("base", "type", "format", "f_patch_sizes", "latent_channels", "experimental")
+
+
 class Lines(logging.Handler):
     """Collects what is logged."""
 
@@ -72,7 +75,7 @@ def identified(folder: Path) -> dict[str, Any]:
         record = None if config is None else json.loads(config.model_dump_json())
         answers[name] = {
             "class": type(config).__name__,
-            "record": record and {key: record.get(key) for key in ("base", "type", "format", "f_patch_sizes", "latent_channels", "experimental")},
+            "record": record and {key: record.get(key) for key in SHOWN},
             "refused": [str(error) for error in result.invalid_matches],
             "logged": [line for line in lines.messages if "invokeai-video" in line],
         }
@@ -188,10 +191,10 @@ def _lora(transformer: Any) -> dict[str, Any]:
     import torch
     from invokeai.app.invocations.model import ModelIdentifierField, TransformerField
     from invokeai.app.invocations.z_image_lora_loader import ZImageLoRALoaderInvocation
-    from invokeai.backend.model_manager.taxonomy import BaseModelType, ModelType
     from invokeai.backend.model_manager.load.model_cache.torch_module_autocast.torch_module_autocast import (
         apply_custom_layers_to_model,
     )
+    from invokeai.backend.model_manager.taxonomy import BaseModelType, ModelType
     from invokeai.backend.patches.layer_patcher import LayerPatcher
     from invokeai.backend.patches.lora_conversions.z_image_lora_conversion_utils import lora_model_from_z_image_state_dict
 
@@ -219,6 +222,7 @@ def _lora(transformer: Any) -> dict[str, Any]:
     return {
         "loras": len(output.transformer.loras),
         "largest difference to merged weights": float((during - merged).abs().max()),
+        "largest change": float((during - before).abs().max()),
         "restored": bool(torch.equal(before, after)),
     }
 
@@ -255,6 +259,7 @@ def patched_twice() -> dict[str, Any]:
     from invokeai.backend.model_manager.configs import factory
     from invokeai.backend.model_manager.load import ModelLoaderRegistry
     from invokeai.backend.model_manager.taxonomy import BaseModelType
+
     from invokeai_video_patches import hooks
 
     def state() -> list[int]:

@@ -90,7 +90,9 @@ def test_the_startup_file_imports_two_small_modules_and_nothing_else(host):
 
 @pytest.mark.parametrize("value", ["1", "true", "yes"])
 def test_the_kill_switch_leaves_stock_and_installs_no_hook(host, value):
-    result = host.run(REPORT + "print(sum(type(finder).__name__ == 'HookFinder' for finder in sys.meta_path))", INVOKEAI_VIDEO_DISABLE=value)
+    count = "print(sum(type(finder).__name__ == 'HookFinder' for finder in sys.meta_path))"
+
+    result = host.run(REPORT + count, INVOKEAI_VIDEO_DISABLE=value)
 
     assert result.stdout.splitlines() == ['["any"]', "0"]
     assert result.stderr == ""

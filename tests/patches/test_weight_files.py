@@ -42,7 +42,8 @@ def test_a_file_that_ends_too_early_says_how_many_bytes_were_expected(single_fil
 
     problem = weight_files.read_safetensors_header(path).problem
 
-    assert problem == f"cut.safetensors is truncated: expected {len(whole)} bytes, got {len(whole) - missing_bytes}; copy or download it again"
+    sizes = f"expected {len(whole)} bytes, got {len(whole) - missing_bytes}"
+    assert problem == f"cut.safetensors is truncated: {sizes}; copy or download it again"
 
 
 def test_a_file_that_ends_inside_its_header_gives_the_names_that_could_be_read(single_file, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,7 @@ def register(node_pack: str | None = None) -> list[str]:
     return sorted(after - before)
 
 
-def _node_classes() -> list[type]:
+def _node_classes() -> list[Any]:
     """Import the node modules (which registers each class the first time) and return the node classes that they define."""
     from invokeai.app.invocations.baseinvocation import BaseInvocation
 

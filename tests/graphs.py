@@ -68,7 +68,7 @@ def disconnect(graph: Graph, destination: str) -> None:
 
 def without_decode(graph: Graph) -> Graph:
     """The same graph, ending in latents."""
-    graph["nodes"].pop("decode")
+    graph["nodes"].pop("decode", None)
     graph["edges"] = [e for e in graph["edges"] if e["destination"]["node_id"] != "decode"]
     return graph
 

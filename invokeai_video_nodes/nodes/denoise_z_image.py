@@ -23,19 +23,20 @@ from invokeai.app.invocations.model import TransformerField, VAEField
 from invokeai.app.invocations.primitives import LatentsOutput
 from invokeai.app.invocations.z_image_control import ZImageControlField
 from invokeai.app.services.shared.invocation_context import InvocationContext
-from pydantic import field_validator
 
 from invokeai_video_nodes.nodes.clip_latents import ClipFacts, load_clip, save_clip
 from invokeai_video_nodes.nodes.encode_image import encode_images
 from invokeai_video_nodes.nodes.fields import (
     CATEGORY,
+    F_PATCHES,
     FAMILY,
-    RULE,
+    FRAMES,
+    PIXELS,
     SCHEDULER_LABELS,
     Describe,
     SchedulerChoice,
-    require_valid,
     require_z_image_video,
+    with_limits,
 )
 from invokeai_video_nodes.nodes.progress import StepPreview, preview_factors, stops_when_canceled
 from invokeai_video_nodes.nodes.z_image_model import (
@@ -76,11 +77,11 @@ class Pictures:
 class ZImageVideoDenoiseInvocation(BaseInvocation):
     """Turns noise into the latents of a video clip, following the prompt."""
 
-    num_frames: int = InputField(default=16, ge=RULE.min_frames, le=RULE.max_frames, description=Describe.num_frames)
+    num_frames: int = with_limits(InputField(default=16, description=Describe.num_frames), **FRAMES)
     fps: int = InputField(default=8, ge=1, le=60, description=Describe.fps, title="Frames per Second")
-    f_patch_size: int = InputField(default=2, ge=1, le=4, description=Describe.f_patch_size, title="Frame Patch Size")
-    width: int = InputField(default=512, gt=0, multiple_of=RULE.size_step, description=Describe.width)
-    height: int = InputField(default=512, gt=0, multiple_of=RULE.size_step, description=Describe.height)
+    f_patch_size: int = with_limits(InputField(default=2, description=Describe.f_patch_size, title="Frame Patch Size"), **F_PATCHES)
+    width: int = with_limits(InputField(default=512, description=Describe.width), **PIXELS)
+    height: int = with_limits(InputField(default=512, description=Describe.height), **PIXELS)
     steps: int = InputField(default=8, gt=0, description=Describe.steps)
     seed: int = InputField(default=0, ge=0, description=Describe.seed)
     guidance_scale: float = InputField(default=1.0, ge=1.0, description=Describe.guidance_scale, title="Guidance Scale")
@@ -134,11 +135,6 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
         description="One control image for each frame, in order; used instead of the control's own image.",
         input=Input.Connection,
     )
-
-    @field_validator("num_frames", "f_patch_size", "width", "height", mode="before")
-    @classmethod
-    def _name_the_nearest(cls, value: Any, info: Any) -> Any:
-        return require_valid(info.field_name, value)
 
     @torch.no_grad()
     def invoke(self, context: InvocationContext) -> LatentsOutput:

@@ -1,7 +1,7 @@
 """Images -> latents: the noised start of a clip, and the pictures that steer a denoise."""
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from invokeai.app.invocations.baseinvocation import BaseInvocation, Classification, invocation
@@ -13,10 +13,9 @@ from invokeai.app.services.shared.invocation_context import InvocationContext
 from invokeai.backend.stable_diffusion.diffusers_pipeline import image_resized_to_grid_as_tensor
 from invokeai.backend.util.devices import TorchDevice
 from PIL import Image
-from pydantic import field_validator
 
 from invokeai_video_nodes.nodes.clip_latents import ClipFacts, save_clip
-from invokeai_video_nodes.nodes.fields import CATEGORY, RULE, Describe, require_valid
+from invokeai_video_nodes.nodes.fields import CATEGORY, FRAMES, RULE, Describe, with_limits
 from invokeai_video_nodes.nodes.vae_model import element_size, load_vae
 from invokeai_video_nodes.pipelines.memory import encode_working_bytes
 from invokeai_video_nodes.pipelines.z_image.start_frame import encode_frame, noised_start
@@ -35,7 +34,7 @@ class ZImageVideoEncodeInvocation(BaseInvocation):
 
     image: ImageField = InputField(description="The picture for the first frame.")
     vae: VAEField = InputField(description=FieldDescriptions.vae, input=Input.Connection)
-    num_frames: int = InputField(default=16, ge=RULE.min_frames, le=RULE.max_frames, description=Describe.num_frames)
+    num_frames: int = with_limits(InputField(default=16, description=Describe.num_frames), **FRAMES)
     noise_strength: float = InputField(
         default=0.8,
         ge=0.0,
@@ -43,27 +42,27 @@ class ZImageVideoEncodeInvocation(BaseInvocation):
         description="How much of the first frame is noise: 0.0 keeps the picture, 1.0 is pure noise.",
     )
     seed: int = InputField(default=0, ge=0, description=Describe.seed)
-    width: Optional[int] = InputField(
-        default=None,
-        ge=0,
-        multiple_of=RULE.size_step,
-        description="Width in pixels, a multiple of 16, to which the picture is stretched. 0 or empty: the picture's own.",
+    # The workflow editor fills 0 into an optional number that has no default, so 0 means the same as empty.
+    width: Optional[int] = with_limits(
+        InputField(
+            default=None,
+            description="Width in pixels, a multiple of 16, to which the picture is stretched. 0 or empty: the picture's own.",
+        ),
+        minimum=0,
+        step=RULE.size_step,
     )
-    height: Optional[int] = InputField(
-        default=None,
-        ge=0,
-        multiple_of=RULE.size_step,
-        description="Height in pixels, a multiple of 16, to which the picture is stretched. 0 or empty: the picture's own.",
+    height: Optional[int] = with_limits(
+        InputField(
+            default=None,
+            description="Height in pixels, a multiple of 16, to which the picture is stretched. 0 or empty: the picture's own.",
+        ),
+        minimum=0,
+        step=RULE.size_step,
     )
-
-    @field_validator("num_frames", "width", "height", mode="before")
-    @classmethod
-    def _name_the_nearest(cls, value: Any, info: Any) -> Any:
-        # The workflow editor fills 0 into an optional number that has no default, so 0 means the same as empty.
-        return value if value == 0 and info.field_name != "num_frames" else require_valid(info.field_name, value)
 
     @torch.no_grad()
     def invoke(self, context: InvocationContext) -> LatentsOutput:
+        RULE.check_frames(self.num_frames)
         record = context.images.get_dto(self.image.image_name)
         size = (self.width or record.width, self.height or record.height)
         frame = encode_images(context, self.vae, [self.image], size=size)

@@ -4,16 +4,19 @@ Field classes are InvokeAI's own wherever one fits, because the class name is th
 travel as `LatentsField` (5-D), videos as `VideoField`, control as `ZImageControlField`.
 """
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from invokeai.backend.model_manager.taxonomy import BaseModelType
 
 from invokeai_video_nodes.pipelines.errors import BadInput
-from invokeai_video_nodes.pipelines.shapes import F_PATCH_SIZES, FRAME_RULES, check_f_patch_size
+from invokeai_video_nodes.pipelines.shapes import F_PATCH_SIZES, FRAME_RULES
 
-FAMILY = "z-image-video"
+FAMILY: Final = "z-image-video"
 RULE = FRAME_RULES[FAMILY]
 CATEGORY = "video"
+FRAMES = {"minimum": RULE.min_frames, "maximum": RULE.max_frames}
+F_PATCHES = {"minimum": min(F_PATCH_SIZES), "maximum": max(F_PATCH_SIZES)}
+PIXELS = {"minimum": RULE.size_step, "step": RULE.size_step}
 
 SchedulerChoice = Literal["euler", "heun", "lcm"]
 SCHEDULER_LABELS = {"euler": "Euler", "heun": "Heun (2nd order, twice the time)", "lcm": "LCM (few steps)"}
@@ -64,17 +67,11 @@ def require_z_image_video(config: Any, what: str) -> None:
     raise BadInput.expected(what, expected, got)
 
 
-def require_valid(field: str, value: Any) -> Any:
-    """Pass a number through; raise BadInput naming the nearest valid one where a field of this name refuses it.
+def with_limits(field: Any, *, minimum: int | None = None, maximum: int | None = None, step: int | None = None) -> Any:
+    """Tell the workflow editor the limits of a number, and leave the refusal to the node's own check.
 
-    Pydantic's own limits on the field say the same to the workflow editor, but not the nearest value.
+    Pydantic's refusal would come first and names no nearest value; for a connected number InvokeAI shows none of its text.
     """
-    if not isinstance(value, int):
-        return value
-    if field == "num_frames":
-        RULE.check_frames(value)
-    elif field == "f_patch_size":
-        check_f_patch_size(value, F_PATCH_SIZES)
-    else:
-        RULE.check_size(field, value)
-    return value
+    limits = {"minimum": minimum, "maximum": maximum, "multipleOf": step}
+    field.json_schema_extra.update({name: value for name, value in limits.items() if value is not None})
+    return field

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from invokeai.app.invocations.fields import ZImageConditioningField
@@ -27,7 +27,7 @@ from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.shapes import ClipShape
 from invokeai_video_nodes.pipelines.z_image.control import ControlClip, RegionalMask, control_channels, regional_mask
 
-Conditioning = ZImageConditioningField | list[ZImageConditioningField]
+Conditioning: TypeAlias = ZImageConditioningField | list[ZImageConditioningField]
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,12 @@ def load_control(context: InvocationContext, stack: ExitStack, field: ZImageCont
 def _captions(
     context: InvocationContext, fields: Conditioning, shape: ClipShape, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    fields = fields if isinstance(fields, list) else [fields]
-    if not fields:
+    prompts = fields if isinstance(fields, list) else [fields]
+    if not prompts:
         raise BadInput.expected("conditioning", "at least one prompt", "an empty list")
-    captions, masks = [], []
-    for field in fields:
+    captions: list[torch.Tensor] = []
+    masks: list[torch.Tensor | None] = []
+    for field in prompts:
         info = context.conditioning.load(field.conditioning_name).conditionings[0]
         if not isinstance(info, ZImageConditioningInfo):
             raise BadInput.expected("conditioning", "a Z-Image prompt", type(info).__name__)

@@ -1,0 +1,78 @@
+"""Shortcuts for tests that run graphs: latents out, images in, probes of what lies in the gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from graphs import Graph, without_decode
+from PIL import Image
+
+if TYPE_CHECKING:
+    from invokeai_video_nodes.headless import Engine
+
+
+@pytest.fixture
+def latents_of(engine: Engine) -> Callable[[Graph], torch.Tensor]:
+    """Run a graph up to its denoise node and return the latents [1, C, F, h, w]."""
+
+    def run(graph: Graph) -> torch.Tensor:
+        result = engine.run(without_decode(graph))
+        name = result.outputs["denoise"]["latents"]["latents_name"]
+        return engine.services.tensors.load(name).as_subclass(torch.Tensor)
+
+    return run
+
+
+@pytest.fixture
+def conditioning_of(engine: Engine) -> Callable[[str, dict[str, Any]], torch.Tensor]:
+    """Encode a prompt with InvokeAI's own prompt node and return its features [n, d]."""
+
+    def encode(prompt: str, model: dict[str, Any]) -> torch.Tensor:
+        from graphs import text_to_video
+
+        graph = without_decode(text_to_video(model, prompt=prompt))
+        graph["nodes"].pop("denoise")
+        graph["edges"] = [e for e in graph["edges"] if e["destination"]["node_id"] != "denoise"]
+        name = engine.run(graph).outputs["prompt"]["conditioning"]["conditioning_name"]
+        return engine.services.conditioning.load(name).conditionings[0].prompt_embeds
+
+    return encode
+
+
+@pytest.fixture
+def upload(engine: Engine) -> Callable[..., dict[str, str]]:
+    """Put a picture into the gallery and return the value of an image field; arrays are uint8 [H, W, 3]."""
+
+    def put(picture: np.ndarray | Image.Image) -> dict[str, str]:
+        from invokeai.app.services.image_records.image_records_common import ImageCategory, ResourceOrigin
+
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        record = engine.services.images.create(image=image, image_origin=ResourceOrigin.EXTERNAL, image_category=ImageCategory.USER)
+        return {"image_name": record.image_name}
+
+    return put
+
+
+@pytest.fixture
+def leftovers(engine: Engine) -> Callable[[], list[Path]]:
+    """What a clean gallery must not hold: unfinished files, and video files without a record."""
+
+    def look() -> list[Path]:
+        outputs = engine.root / "outputs"
+        unfinished = [path for path in (outputs / "unfinished-videos").glob("*") if path.is_file()]
+        known = set(engine.services.video_records.get_video_names().video_names)
+        unknown = [path for path in (outputs / "videos").glob("*.mp4") if path.name not in known]
+        return unfinished + [path for path in unknown if not path.name.endswith(".h265.mp4")]
+
+    return look
+
+
+@pytest.fixture
+def video_count(engine: Engine) -> Callable[[], int]:
+    """How many videos the gallery lists."""
+    return lambda: len(engine.services.video_records.get_video_names().video_names)

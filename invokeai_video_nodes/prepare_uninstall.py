@@ -186,7 +186,8 @@ def _queue_items(connection: sqlite3.Connection) -> list[Row]:
 def _workflows(connection: sqlite3.Connection) -> tuple[list[Row], list[Row]]:
     """Our workflows as shipped, and those that someone has edited since."""
     shipped = {content["name"]: content for content in (json.loads(path.read_text(encoding="utf-8")) for path in workflow_files())}
-    unedited, edited = [], []
+    unedited: list[Row] = []
+    edited: list[Row] = []
     for key, name, text in connection.execute(SELECT_WORKFLOWS):
         stored = json.loads(text)
         tags = [tag.strip() for tag in (stored.get("tags") or "").split(",")]

@@ -9,7 +9,6 @@ import gc
 import logging
 import sys
 import warnings
-from types import ModuleType
 from typing import Any, get_args
 
 from invokeai_video_patches import hooks, status
@@ -77,7 +76,7 @@ def _enter_members_only() -> None:
     logger.warning("invokeai-video: please restart InvokeAI once before you install or use video models")
 
 
-def _extend_in_place(factory: ModuleType, alias: Any, validator: Any) -> None:
+def _extend_in_place(factory: Any, alias: Any, validator: Any) -> None:
     """Put the new union's members into the old alias, which modules and annotations hold by value, and reinstate both names.
 
     Raises RuntimeError when the hooks did not extend the union.
@@ -91,7 +90,7 @@ def _extend_in_place(factory: ModuleType, alias: Any, validator: Any) -> None:
     factory.AnyModelConfigValidator = validator
 
 
-def _belongs_to_host(cls: type) -> bool:
+def _belongs_to_host(cls: Any) -> bool:
     return cls.__module__.partition(".")[0] in REBUILT_PACKAGES
 
 
@@ -112,9 +111,9 @@ def _rebuild_models() -> int:
     return len(models)
 
 
-def _subclasses(cls: type) -> list[type]:
+def _subclasses(cls: Any) -> list[Any]:
     """Every living subclass, parents before children, each once."""
-    found: dict[type, None] = {}
+    found: dict[Any, None] = {}
     pending = [cls]
     while pending:
         for child in pending.pop().__subclasses__():

@@ -38,10 +38,10 @@ bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or diff
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 soak: setup ## the long judgement of the toy model: at least 400 clips
-	@$(BIN)/python -m training.soak $(SOAK_ARGS)
+	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
-	@$(BIN)/python -m training.train_all $(TOY_ARGS)
+	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)
 
 lock: $(VENV)/.python ## resolve requirements.lock anew
 	@$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade \
@@ -63,7 +63,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.python patches/inv
 	@$(UV_PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What InvokeAI's cv2 links to. $(1) names apt packages, $(2) is what the person reads.
+# $(1) names apt packages, $(2) is what the person reads.
 define apt_install
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "setup: apt-get install $(1)"; \

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def nearest_colour(rgb: np.ndarray) -> str:
     return min(COLOURS, key=lambda name: float(np.square(rgb - np.array(COLOURS[name])).sum()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def templates(shape: str) -> tuple[np.ndarray, np.ndarray]:
     """`(patches [N, PATCH * PATCH], angles [N])` of a shape at unit area, over one period of its symmetry."""
     period = {"circle": 0.0, "square": math.pi / 2, "triangle": 2 * math.pi / 3, "star": 2 * math.pi / 5}[shape]

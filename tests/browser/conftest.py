@@ -1,0 +1,77 @@
+"""One plain `invokeai-web` with our wheel and one headless Chromium, shared by every test here; without Chromium they fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live_server import Server, build_wheel, make_environment
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+# The machine may be busy with other tests.
+PATIENCE_MS = 90_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One server, one browser: one worker."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("browser"))
+            item.add_marker(pytest.mark.timeout(1500))
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests leave their pictures; INVOKEAI_VIDEO_SCREENSHOTS names a folder to keep."""
+    kept = os.environ.get("INVOKEAI_VIDEO_SCREENSHOTS")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """InvokeAI with our wheel, as pip leaves it."""
+    folder = tmp_path_factory.mktemp("environment")
+    return make_environment(folder / "venv", wheel=build_wheel(folder / "wheel"))
+
+
+@pytest.fixture(scope="session")
+def server(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Plain `invokeai-web` on an empty root."""
+    with Server(environment, tmp_path_factory.mktemp("root")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; a machine without one fails the tests."""
+    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if executable is None:
+        pytest.fail("expected Chromium, found none on PATH. On Debian or Ubuntu: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS, headless=True)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def page(browser: Browser) -> Page:
+    """One English page at a laptop's size."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
+    context.set_default_timeout(PATIENCE_MS)
+    return context.new_page()

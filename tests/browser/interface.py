@@ -1,0 +1,154 @@
+"""InvokeAI's interface as an artist uses it: each method is one thing that a person does or sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, Response, expect
+
+TOY = "Toy Video"
+
+
+class Interface:
+    """The pages of one InvokeAI at `url`, with pictures into the folder `screenshots`."""
+
+    def __init__(self, page: Page, url: str, screenshots: Path) -> None:
+        self.page = page
+        self.url = url
+        self.screenshots = screenshots
+        self.polling: list[tuple[int, str | None]] = []
+        self.websockets: list[str] = []
+        page.on("response", self._note_polling)
+        page.on("websocket", lambda socket: self.websockets.append(socket.url))
+
+    def _note_polling(self, response: Response) -> None:
+        if "transport=polling" in response.url and response.request.method == "GET":
+            self.polling.append((response.status, response.headers.get("content-encoding")))
+
+    def picture(self, name: str) -> Path:
+        """Save what the page shows now."""
+        path = self.screenshots / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+    def open(self) -> None:
+        """Load the page and close the news."""
+        self.page.goto(self.url)
+        self.page.get_by_test_id("Models").wait_for()
+        self.close_news()
+
+    def close_news(self) -> None:
+        """Close the "What's New" window where it stands in the way."""
+        news = self.page.get_by_text("What's New in Invoke")
+        try:
+            news.wait_for(timeout=6_000)
+        except Exception:  # it comes once per version
+            return
+        self.page.get_by_role("button", name="Close").last.click()
+        news.wait_for(state="hidden")
+
+    def tab(self, name: str) -> None:
+        """Go to one of the tabs at the left edge."""
+        self.page.get_by_test_id(name).click()
+
+    def panel(self, name: str) -> None:
+        """Go to one of the panels in the middle: Launchpad, Workflow Editor, Viewer."""
+        self.page.locator(".dv-tab", has_text=name).first.click()
+
+    def starter_models(self) -> None:
+        """Open the model manager's Starter Models."""
+        self.tab("Models")
+        self.page.get_by_role("tab", name="Starter Models").click()
+
+    def search_starter_models(self, text: str) -> None:
+        """Type into the search field above the starter models."""
+        self.page.get_by_role("tabpanel").get_by_placeholder("Search").fill(text)
+
+    def install_starter_model(self) -> None:
+        """Click the one Install button that the search has left."""
+        self.page.get_by_role("tabpanel").get_by_role("button", name="Install").last.click()
+
+    def install_bundle(self, name: str) -> None:
+        """Click a bundle and confirm."""
+        self.page.get_by_role("tabpanel").get_by_role("button", name=name).click()
+        self.page.get_by_role("alertdialog").get_by_role("button", name="Install").click()
+
+    def filter_models(self, kind: str) -> None:
+        """Choose a model type in the model manager's filter menu."""
+        self.page.get_by_role("button", name="Filtering").click()
+        self.page.get_by_role("menuitem", name="Model Type").hover()
+        self.page.get_by_role("menuitem", name=kind, exact=True).click()
+        self.page.keyboard.press("Escape")
+
+    def model_list(self) -> str:
+        """The text of the model manager's list."""
+        return self.page.locator("body").inner_text().split("Add Model")[0]
+
+    def wait_for_model(self, heading: str, name: str) -> None:
+        """Wait until the list shows the heading and the model."""
+        expect(self.page.get_by_text(heading, exact=True).first).to_be_visible()
+        expect(self.page.get_by_text(name, exact=True).first).to_be_visible()
+
+    def offered_main_models(self, tab: str) -> str:
+        """What the main model picker of Generate or Canvas offers."""
+        self.tab(tab)
+        self.page.get_by_test_id("generation-accordion").get_by_role("button").nth(1).wait_for()
+        model_button = self.page.get_by_test_id("generation-accordion").locator("button").filter(has_not_text="Advanced").first
+        model_button.click()
+        search = self.page.get_by_placeholder("Search").last
+        search.wait_for()
+        offered = search.locator("xpath=ancestor::section[1]").inner_text()
+        self.page.keyboard.press("Escape")
+        return offered
+
+    def load_workflow_file(self, path: Path) -> None:
+        """Load a workflow from a file."""
+        self.tab("Workflows")
+        self.panel("Launchpad")
+        with self.page.expect_file_chooser() as chosen:
+            self.page.get_by_role("button", name="Load workflow from file").click()
+        chosen.value.set_files(path)
+        self._confirm_loading()
+
+    def _confirm_loading(self) -> None:
+        self.page.get_by_role("alertdialog").get_by_role("button", name="Load", exact=True).click()
+        self.page.get_by_role("alertdialog").wait_for(state="hidden")
+
+    def node(self, node_id: str) -> Locator:
+        """A node in the editor."""
+        return self.page.locator(f'.react-flow__node[data-id="{node_id}"]')
+
+    def show_all_nodes(self) -> None:
+        """Open the editor and fit the graph into it."""
+        self.panel("Workflow Editor")
+        self.page.get_by_role("button", name="Fit View").click()
+        self.page.wait_for_timeout(1_500)
+
+    def pick_model(self, node_id: str, name: str) -> None:
+        """Choose a model in the first picker of a node."""
+        self.node(node_id).get_by_role("combobox").first.click(force=True)
+        self.page.get_by_role("option", name=name).first.click()
+
+    def save_workflow(self) -> None:
+        """Save a workflow that is not in the library yet, under its own name."""
+        self.page.get_by_role("button", name="Save Workflow").last.click()
+        self.page.get_by_role("button", name="Save As").click()
+        self.page.get_by_role("button", name="Save As").wait_for(state="hidden")
+
+    def new_workflow(self) -> None:
+        """Empty the editor."""
+        self.page.get_by_role("button", name="Workflow Editor Menu").first.click()
+        self.page.get_by_role("menuitem", name="New Workflow").first.click()
+        expect(self.page.locator(".react-flow__node")).to_have_count(0)
+
+    def load_from_library(self, name: str) -> None:
+        """Load one of the artist's own workflows."""
+        self.page.get_by_role("button", name="Choose Workflow from Library").click()
+        self.page.get_by_role("button", name="Your Workflows").click()
+        self.page.get_by_role("dialog").get_by_text(name).first.click()
+        self._confirm_loading()
+
+    @property
+    def invoke_button(self) -> Locator:
+        """The big one."""
+        return self.page.get_by_role("button", name="Invoke", exact=True)

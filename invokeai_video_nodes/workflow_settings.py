@@ -99,6 +99,7 @@ def _read_value(where: str, cls: Any, name: str, text: str) -> Any:
     So a prompt of digits stays a prompt, and `true`, `12` or `[1, 2]` become what they look like elsewhere.
     """
     from pydantic import ValidationError
+    from pydantic_core import to_jsonable_python
 
     readings: list[Any] = [text]
     try:
@@ -113,7 +114,7 @@ def _read_value(where: str, cls: Any, name: str, text: str) -> Any:
         except ValidationError as error:
             problem = error
         else:
-            return value
+            return to_jsonable_python(getattr(probe, name))
     raise value_error(where, cls.model_fields[name], problem, text) from problem
 
 

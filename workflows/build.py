@@ -21,8 +21,9 @@ NODE_PACK = "invokeai_video_nodes"
 VERSION = "1.0.0"
 META_VERSION = "4.0.0"
 
-# Canvas layout in pixels: a node is 320 wide, an input row about 62 high, a text area about 140.
-_COLUMN, _GAP, _FRAME, _ROW, _TEXT_AREA = 440, 60, 130, 62, 140
+# Canvas layout in pixels, as the editor draws it: a node is 320 wide; heights of its frame and of each kind of input.
+_COLUMN, _GAP, _FRAME = 440, 60, 110
+_CONNECTION, _ROW, _TEXT_AREA = 26, 62, 110
 # What the editor skips when it lists a node's inputs.
 _NO_INPUT = ("id", "type", "use_cache", "is_intermediate")
 # What the editor puts into a new node's input that has no default.
@@ -34,7 +35,7 @@ def build(recipe: Recipe, schemas: Mapping[str, Mapping[str, Any]]) -> dict[str,
     labels = {item.target: item.label for item in _fields(recipe)}
     tops = [0] * (1 + max(node.column for node in recipe.nodes))
     nodes = [_canvas_node(node, schemas[node.type], labels, tops) for node in recipe.nodes]
-    nodes.append(_note_node(recipe, below=max(tops)))
+    nodes.append(_note_node(recipe, below=tops[0]))
     return {
         "name": recipe.name,
         "author": "invokeai-video",
@@ -83,8 +84,7 @@ def _canvas_node(node: Node, schema: Mapping[str, Any], labels: Mapping[str, str
         if value is not None:
             entries[name]["value"] = value
     top = tops[node.column]
-    areas = sum(prop.get("ui_component") == "textarea" for prop in inputs.values())
-    tops[node.column] += _FRAME + _ROW * (len(inputs) - areas) + _TEXT_AREA * areas + _GAP
+    tops[node.column] += _FRAME + sum(_input_height(prop) for prop in inputs.values()) + _GAP
     return {
         "id": node.id,
         "type": "invocation",
@@ -102,6 +102,12 @@ def _canvas_node(node: Node, schema: Mapping[str, Any], labels: Mapping[str, str
         },
         "position": {"x": node.column * _COLUMN, "y": top},
     }
+
+
+def _input_height(prop: Mapping[str, Any]) -> int:
+    if prop.get("input") == "connection":
+        return _CONNECTION
+    return _TEXT_AREA if prop.get("ui_component") == "textarea" else _ROW
 
 
 def _new_node_value(prop: Mapping[str, Any]) -> Any:
@@ -208,7 +214,7 @@ def live_schemas() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Write every workflow file."""
+    """Write every workflow file; the temporary root serves InvokeAI's configuration only."""
     from workflows.recipes import RECIPES
 
     with tempfile.TemporaryDirectory() as root:

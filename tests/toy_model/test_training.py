@@ -5,7 +5,7 @@ import torch
 
 from training.toy_model import train_transformer as stage
 from training.toy_model.clips import split_subjects
-from training.toy_model.data import CLIPS_PER_SUBJECT
+from training.toy_model.data import ENCODED_PER_SUBJECT
 from training.toy_model.optimizer import orthogonalised
 from training.toy_model.sampling import sigmas
 
@@ -33,7 +33,7 @@ def test_the_batched_forward_equals_the_models_own(frames, f):
 
 
 def test_a_resumed_run_repeats_an_unbroken_one(small_stage, tmp_path):
-    latents = torch.randn(len(split_subjects()[0]) * CLIPS_PER_SUBJECT, 4, 24, 8, 8)
+    latents = torch.randn(len(split_subjects()[0]) * ENCODED_PER_SUBJECT, 4, 24, 8, 8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
 
@@ -46,7 +46,7 @@ def test_a_resumed_run_repeats_an_unbroken_one(small_stage, tmp_path):
 
 
 def test_a_held_first_frame_is_given_clean_and_costs_nothing(small_stage):
-    latents = torch.randn(len(split_subjects()[0]) * CLIPS_PER_SUBJECT, 4, 24, 8, 8)
+    latents = torch.randn(len(split_subjects()[0]) * ENCODED_PER_SUBJECT, 4, 24, 8, 8)
     batch = stage.Sampler(latents)(0)
     batch.held[:] = True
     model = stage.new_transformer()

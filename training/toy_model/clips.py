@@ -205,9 +205,9 @@ def render(subject: Subject, *, seed: int, frames: int = FRAMES) -> np.ndarray:
     clip = np.empty((frames, SIZE, SIZE, 3), dtype=np.uint8)
     still: np.ndarray | None = None
     for index in range(frames):
-        mask = coverage(
-            subject.shape, centre=track.centres[index], radius=float(track.radii[index]), turn=float(track.turns[index])
-        )[..., None]
+        mask = coverage(subject.shape, centre=track.centres[index], radius=float(track.radii[index]), turn=float(track.turns[index]))[
+            ..., None
+        ]
         still = background * (1 - mask) + colour * mask
         clip[index] = np.clip(np.rint(still), 0, 255).astype(np.uint8)
     return clip

@@ -30,9 +30,7 @@ MODEL_INDEX = {
 }
 
 
-def export(
-    folder: Path, *, transformer: ZImageTransformer2DModel, vae: AutoencoderKL, clips: np.ndarray, latents: torch.Tensor
-) -> None:
+def export(folder: Path, *, transformer: ZImageTransformer2DModel, vae: AutoencoderKL, clips: np.ndarray, latents: torch.Tensor) -> None:
     """Write everything into `folder`, replacing what is there. `clips`/`latents` are matching samples for the preview."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -42,9 +40,7 @@ def export(
     _half(vae).save_pretrained(folder / "vae")
     encoder.half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
-    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT, use_dynamic_shifting=False).save_pretrained(
-        folder / "scheduler"
-    )
+    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT, use_dynamic_shifting=False).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
     (folder / "latent_preview.json").write_text(json.dumps(fit_preview(clips, latents)) + "\n")
 

@@ -39,9 +39,7 @@ class Toy:
         return cls(
             transformer=ZImageTransformer2DModel.from_pretrained(folder / "transformer", **options).eval(),
             vae=AutoencoderKL.from_pretrained(folder / "vae", **options).eval(),
-            encoder=Qwen3ForCausalLM.from_pretrained(
-                folder / "text_encoder", local_files_only=True, dtype=torch.float32
-            ).eval(),
+            encoder=Qwen3ForCausalLM.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=torch.float32).eval(),
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         )
 
@@ -74,9 +72,7 @@ def sample(
     frames, f = shapes.pop()
     features = encode([r.prompt for r in requests] + [""], tokenizer=toy.tokenizer, encoder=toy.encoder)
     captions, lengths = _padded(features[:-1] + [features[-1]] * len(requests))
-    x = torch.stack(
-        [torch.randn((1, 4, frames, 8, 8), generator=torch.Generator().manual_seed(r.seed))[0] for r in requests]
-    )
+    x = torch.stack([torch.randn((1, 4, frames, 8, 8), generator=torch.Generator().manual_seed(r.seed))[0] for r in requests])
     levels = sigmas(steps, shift)
     for now, after in zip(levels[:-1], levels[1:], strict=True):
         _hold(x, requests)

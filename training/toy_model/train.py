@@ -10,13 +10,14 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
-from training.toy_model.data import CLIPS_PER_SUBJECT, training_clips
+from training.toy_model.data import CLIPS_PER_SUBJECT, ENCODED_PER_SUBJECT, training_clips
 from training.toy_model.export import export
 from training.toy_model.train_transformer import averaged_checkpoint, train_transformer
-from training.toy_model.train_vae import encode_clips, train_vae
+from training.toy_model.train_vae import encode_clips, refine_decoder, train_vae
 
 
 class Log:
@@ -41,12 +42,28 @@ def trained_vae(work: Path, log: Log) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
 
 
+def encoded_clips(work: Path) -> np.ndarray:
+    """The clips whose latents the transformer learns from, [N, 24, 64, 64, 3] uint8."""
+    clips = training_clips(work)
+    clips = clips.reshape(-1, CLIPS_PER_SUBJECT, *clips.shape[1:])[:, :ENCODED_PER_SUBJECT]
+    return clips.reshape(-1, *clips.shape[2:])
+
+
+def refined_vae(work: Path, log: Log) -> AutoencoderKL:
+    """The VAE that ships: the same encoder, a decoder that went on learning from its latents."""
+    folder = work / "vae_refined"
+    if not (folder / "config.json").exists():
+        vae = trained_vae(work, log)
+        refine_decoder(vae, encoded_clips(work), training_latents(work, vae, log), folder, log=log)
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+
+
 def training_latents(work: Path, vae: AutoencoderKL, log: Log) -> torch.Tensor:
-    """All training clips as scaled latents [N, 4, 24, 8, 8] fp32, encoded on the first call."""
+    """The first clips of each training subject as scaled latents [N, 4, 24, 8, 8] fp32, encoded on the first call."""
     path = work / "latents.pt"
     if not path.exists():
         log("encoding the clips")
-        latents = encode_clips(vae, training_clips(work))
+        latents = encode_clips(vae, encoded_clips(work))
         log(f"latents {tuple(latents.shape)} mean {latents.mean():.3f} spread {latents.std():.3f}")
         torch.save(latents, path)
     return torch.load(path)
@@ -54,8 +71,8 @@ def training_latents(work: Path, vae: AutoencoderKL, log: Log) -> torch.Tensor:
 
 def exported(work: Path, target: Path, vae: AutoencoderKL, transformer: ZImageTransformer2DModel, log: Log) -> None:
     """Write the folder that ships, with preview factors fitted on one clip of every training subject."""
-    every = slice(None, None, CLIPS_PER_SUBJECT)
-    clips, latents = training_clips(work)[every], training_latents(work, vae, log)[every]
+    clips = training_clips(work)[::CLIPS_PER_SUBJECT]
+    latents = training_latents(work, vae, log)[::ENCODED_PER_SUBJECT]
     export(target, transformer=transformer, vae=vae, clips=clips[:, ::6], latents=latents[:, :, ::6])
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     log(f"exported {target}: {size / 1e6:.2f} MB")
@@ -78,7 +95,7 @@ def main() -> None:
         transformer = averaged_checkpoint(work)
     else:
         transformer = train_transformer(latents, work, log=log)
-    exported(work, target, vae, transformer, log)
+    exported(work, target, refined_vae(work, log), transformer, log)
 
 
 if __name__ == "__main__":

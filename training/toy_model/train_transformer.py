@@ -18,12 +18,13 @@ from diffusers import ZImageTransformer2DModel
 
 from training.toy_model.captions import caption, with_unknown_words
 from training.toy_model.clips import FRAMES, REVERSED, Subject, split_subjects
-from training.toy_model.data import CLIPS_PER_SUBJECT
+from training.toy_model.data import ENCODED_PER_SUBJECT
 from training.toy_model.optimizer import build_optimizers
 from training.toy_model.text import HIDDEN, build_text_encoder, build_tokenizer, encode
 from training.toy_model.train_vae import learning_rate
 
-STEPS = 4800
+STEPS = 6000
+SECOND_PHASE = 3200  # the step from which high noise, where position and motion are decided, gets most of the examples
 TOKENS_PER_STEP = 2600
 MUON_LR, ADAM_LR = 4.0e-3, 1.5e-3
 EMA = 0.997
@@ -31,7 +32,7 @@ CAPTION_DROP = 0.1
 FIRST_FRAME_HELD = 0.3
 CAPTIONS_PER_SUBJECT = 40
 CAPTION_MULTIPLE = 32  # Z-Image pads captions to multiples of this
-SIGMA_LOGIT = (1.0, 1.0)  # mean and spread: most steps of a shift-3 schedule are at high noise
+SIGMA_LOGIT = ((1.0, 1.0), (1.8, 1.2))  # mean and spread in each phase; half of a shift-3 schedule is above 0.85
 CHECKPOINT_EVERY = 400
 
 # (f_patch_size, frames) -> how often
@@ -169,8 +170,7 @@ class Sampler:
         places = {subject: index for index, subject in enumerate(self.subjects)}
         # A clip played backwards is a clip of the opposite motion, which must itself be a training subject.
         self.backwards = [
-            places.get(Subject(s.shape, s.colour, REVERSED[s.motion])) if s.motion in REVERSED else None
-            for s in self.subjects
+            places.get(Subject(s.shape, s.colour, REVERSED[s.motion])) if s.motion in REVERSED else None for s in self.subjects
         ]
         odds = np.array(list(LENGTHS.values()), dtype=float)
         self.odds = odds / odds.sum()
@@ -186,13 +186,14 @@ class Sampler:
         clips = [self._window(int(s), frames, draw) for s in subjects]
         x0 = torch.stack(clips)
         quantiles = (torch.arange(size) + torch.rand(size, generator=torch_draw)) / size
+        mean, spread = SIGMA_LOGIT[step >= SECOND_PHASE]
         normal = torch.special.ndtri(quantiles.clamp(1e-4, 1 - 1e-4))
         captions, lengths = self._captions(subjects, caption_length, draw)
         return Batch(
             f=f,
             x0=x0,
             noise=torch.randn(x0.shape, generator=torch_draw),
-            sigma=torch.sigmoid(SIGMA_LOGIT[0] + SIGMA_LOGIT[1] * normal),
+            sigma=torch.sigmoid(mean + spread * normal),
             held=torch.rand(size, generator=torch_draw) < FIRST_FRAME_HELD,
             captions=captions,
             lengths=lengths,
@@ -203,14 +204,12 @@ class Sampler:
         other = self.backwards[subject]
         backwards = other is not None and draw.random() < 0.5
         source = other if backwards else subject
-        clip = self.latents[source * CLIPS_PER_SUBJECT + draw.integers(CLIPS_PER_SUBJECT)]
+        clip = self.latents[source * ENCODED_PER_SUBJECT + draw.integers(ENCODED_PER_SUBJECT)]
         begin = draw.integers(FRAMES - frames + 1)
         window = clip[:, begin : begin + frames]
         return window.flip(1) if backwards else window
 
-    def _captions(
-        self, subjects: np.ndarray, caption_length: int, draw: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _captions(self, subjects: np.ndarray, caption_length: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         is_long = caption_length > CAPTION_MULTIPLE
         table = self.pool.long if is_long else self.pool.short
         table_lengths = self.pool.long_lengths if is_long else self.pool.short_lengths
@@ -250,7 +249,7 @@ def train_transformer(
     begin, losses = time.time(), []
     for step in range(first, until or steps):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak=peak, warm_up=100)
+            optimizer.param_groups[0]["lr"] = peak * rate_share(step, steps)
             optimizer.zero_grad(set_to_none=True)
         loss = flow_loss(model, sampler(step))
         loss.backward()
@@ -268,6 +267,14 @@ def train_transformer(
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").rename(checkpoint)
     return average.eval()
+
+
+def rate_share(step: int, steps: int) -> float:
+    """The learning rate as a share of its peak: warm-up and a cosine in the first phase, then a straight line to 1%."""
+    share = learning_rate(min(step, SECOND_PHASE), 4800, peak=1.0, warm_up=100)
+    if step > SECOND_PHASE:
+        share *= 1 - 0.99 * (step - SECOND_PHASE) / max(1, steps - SECOND_PHASE)
+    return share
 
 
 def _resume(checkpoint: Path, model, average, optimizers) -> int:

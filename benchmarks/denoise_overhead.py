@@ -1,8 +1,9 @@
 """Claim: the denoise node takes at most 5% longer than the bare loop over diffusers' classes.
 
-Both run in this process with the same weights and prompt, the models warm, 50 steps, the node with its preview pictures; they take
-turns and the medians are compared. Without `--model` the transformer is a random one of the toy model's size. On a machine that is
-busy with other work the ratio of processor seconds is the one to read, so both are printed and the smaller is judged.
+Both run in this process with the same weights and prompt, the models warm, 50 steps, the node with its preview pictures. They take
+turns, and each turn gives one ratio; the median of the ratios is judged. Without `--model` the transformer is a random one of the
+toy model's size. Wall seconds are judged where the machine is free; where more wants to run than it has processors, wall seconds
+tell of the others, so processor seconds are judged then. Both are printed.
 
     python benchmarks/denoise_overhead.py [--model FOLDER] [--steps 50] [--repeats 3]
 """
@@ -122,16 +123,21 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 def _report(times: dict[str, list[tuple[float, float]]], whole: tuple[float, float], steps: int) -> int:
-    medians = {name: [statistics.median(column) for column in zip(*taken, strict=True)] for name, taken in times.items()}
-    ratios = [node / bare for node, bare in zip(medians["node"], medians["bare"], strict=True)]
-    extra = (medians["node"][1] - medians["bare"][1]) / steps * 1000
-    print(
-        f"denoise node against bare loop, {steps} steps: ratio {min(ratios):.3f} (bound {BOUND}); wall {ratios[0]:.3f} of"
-        f" {medians['bare'][0]:.2f} s, processor {ratios[1]:.3f} of {medians['bare'][1]:.2f} s, {extra:.2f} ms more per step"
+    wall, processor = (
+        statistics.median(node[kind] / bare[kind] for node, bare in zip(times["node"], times["bare"], strict=True)) for kind in (0, 1)
     )
-    wall, processor = (total / bare for total, bare in zip(whole, medians["bare"], strict=True))
-    print(f"whole graph, prompt to MP4 in the gallery: {whole[0]:.2f} s; ratio to bare loop: wall {wall:.3f}, processor {processor:.3f}")
-    return 0 if min(ratios) <= BOUND else 1
+    seconds = [statistics.median(column) for column in zip(*times["bare"], strict=True)]
+    is_busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+    judged, kind = (processor, "processor") if is_busy else (wall, "wall")
+    print(
+        f"denoise node against bare loop, {steps} steps: {kind} ratio {judged:.3f} (bound {BOUND}); wall {wall:.3f} of"
+        f" {seconds[0]:.2f} s, processor {processor:.3f} of {seconds[1]:.2f} s"
+    )
+    print(
+        f"whole graph, prompt to MP4 in the gallery: {whole[0]:.2f} s; ratio to bare loop: wall {whole[0] / seconds[0]:.3f},"
+        f" processor {whole[1] / seconds[1]:.3f}"
+    )
+    return 0 if judged <= BOUND else 1
 
 
 if __name__ == "__main__":

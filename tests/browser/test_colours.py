@@ -51,8 +51,8 @@ def write_with_the_wrong_matrix(path: Path) -> Path:
     return path
 
 
-def test_twenty_four_patches_look_in_chromium_as_they_should(browser, tmp_path, record_property):
-    mean, largest = colour_error(drawn_by_chromium(browser, write_colour_patches(tmp_path / "patches.mp4")))
+def test_twenty_four_patches_look_in_chromium_as_they_should(desktop_browser, tmp_path, record_property):
+    mean, largest = colour_error(drawn_by_chromium(desktop_browser, write_colour_patches(tmp_path / "patches.mp4")))
     record_property("colour_error_mean", mean)
     record_property("colour_error_largest", largest)
 
@@ -60,7 +60,7 @@ def test_twenty_four_patches_look_in_chromium_as_they_should(browser, tmp_path, 
     assert largest <= 6
 
 
-def test_a_clip_converted_with_the_wrong_matrix_fails_the_same_measurement(browser, tmp_path):
-    _, largest = colour_error(drawn_by_chromium(browser, write_with_the_wrong_matrix(tmp_path / "wrong.mp4")))
+def test_a_clip_converted_with_the_wrong_matrix_fails_the_same_measurement(desktop_browser, tmp_path):
+    _, largest = colour_error(drawn_by_chromium(desktop_browser, write_with_the_wrong_matrix(tmp_path / "wrong.mp4")))
 
     assert largest > 6

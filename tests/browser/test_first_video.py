@@ -5,18 +5,17 @@ Each fixture is one stretch of an artist's way and notes what was seen; each tes
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interface import TOY, Interface
+from live_interface import TOY, Interface
 from live_server import REPOSITORY, Server
 from playwright.sync_api import Page, expect
-from tiny_models import make_tiny_image_checkpoint
 
 WORKFLOW = REPOSITORY / "workflows" / "text_to_video.json"
 WORKFLOW_NAME = json.loads(WORKFLOW.read_text())["name"]
@@ -39,7 +38,6 @@ class Installed:
     row: str = ""
     lists: list[str] = field(default_factory=list)
     filtered: str = ""
-    bundle_disabled: bool = False
     starters: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,10 +45,12 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(ui: Interface, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Install the toy as a starter model, delete it, and install it as a bundle; a stock image model stands beside it."""
+    from tiny_models import make_tiny_image_checkpoint  # torch takes its time, and only this step needs it
+
     seen = Installed()
     server.install(make_tiny_image_checkpoint(tmp_path_factory.mktemp("models") / "still-images.safetensors"))
     ui.starter_models()
-    ui.search_starter_models("toy")
+    ui.search_starter_models(TOY)
     seen.row = ui.page.get_by_role("tabpanel").inner_text()
     ui.picture("starter-models")
     ui.install_starter_model()
@@ -63,7 +63,7 @@ def installed(ui: Interface, server: Server, tmp_path_factory: pytest.TempPathFa
     ui.install_bundle("Video (toy model)")
     ui.wait_for_model(HEADING, TOY)
     seen.lists.append(ui.model_list())
-    seen.bundle_disabled = ui.page.get_by_role("tabpanel").get_by_role("button", name="Video (toy model)").is_disabled()
+    expect(ui.page.get_by_role("tabpanel").get_by_role("button", name="Video (toy model)")).to_be_disabled()
     ui.picture("model-manager")
     ui.filter_models(HEADING)
     seen.filtered = ui.model_list()
@@ -135,8 +135,7 @@ def run(ui: Interface, server: Server, picked: Picked) -> Run:
     ui.tab("Workflows")
     ui.new_workflow()
     ui.panel("Viewer")
-    ui.page.get_by_role("button", name="Load Workflow").last.click()
-    ui.page.get_by_role("alertdialog").get_by_role("button", name="Load", exact=True).click()
+    ui.load_workflow_of_the_shown_video()
     ui.panel("Workflow Editor")
     expect(ui.node("loader")).to_have_count(1)
     seen.workflow_back = ui.node("loader").inner_text()
@@ -171,22 +170,19 @@ def play(page: Page) -> dict[str, Any]:
 
 
 def test_the_socket_connects_while_compression_stays_on(ui, server):
-    ui.page.wait_for_function("() => true")
-    polled = server.url + "/ws/socket.io/?EIO=4&transport=polling"
-    import urllib.request
+    polled, _ = get_with_gzip(server.url + "/ws/socket.io/?EIO=4&transport=polling")
+    schema, encoding = get_with_gzip(server.url + "/openapi.json")
 
-    request = urllib.request.Request(polled, headers={"Accept-Encoding": "gzip"})
-    with urllib.request.urlopen(request) as response:
-        status = response.status
-    schema = urllib.request.Request(server.url + "/openapi.json", headers={"Accept-Encoding": "gzip"})
-    with urllib.request.urlopen(schema) as response:
-        encoding, body = response.headers["Content-Encoding"], response.read()
-
-    assert status == 200
-    assert encoding == "gzip"
-    assert json.loads(gzip.decompress(body))["info"]
+    assert (polled, schema, encoding) == (200, 200, "gzip")
     assert {status for status, _ in ui.polling} == {200}
     assert ui.websockets
+
+
+def get_with_gzip(url: str) -> tuple[int, str | None]:
+    """Status and content encoding of a GET that accepts compressed answers."""
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request) as response:
+        return response.status, response.headers["Content-Encoding"]
 
 
 def test_the_toy_is_offered_as_a_starter_model_with_its_own_badge(installed):
@@ -196,7 +192,6 @@ def test_the_toy_is_offered_as_a_starter_model_with_its_own_badge(installed):
 
 def test_one_click_installs_it_and_so_does_the_bundle(installed):
     assert [HEADING in listed and TOY in listed for listed in installed.lists] == [True, True]
-    assert installed.bundle_disabled
     toys = [model for model in installed.starters["starter_models"] if model["base"] == "z-image-video"]
     assert [toy["is_installed"] for toy in toys] == [True]
 

@@ -92,12 +92,11 @@ class Interface:
     def offered_main_models(self, tab: str) -> str:
         """What the main model picker of Generate or Canvas offers."""
         self.tab(tab)
-        self.page.get_by_test_id("generation-accordion").get_by_role("button").nth(1).wait_for()
-        model_button = self.page.get_by_test_id("generation-accordion").locator("button").filter(has_not_text="Advanced").first
-        model_button.click()
-        search = self.page.get_by_placeholder("Search").last
+        self.page.locator("[data-testid=generation-accordion]:visible").get_by_role("button").first.click()
+        search = self.page.get_by_placeholder("Search").and_(self.page.locator("section input:visible")).first
         search.wait_for()
         offered = search.locator("xpath=ancestor::section[1]").inner_text()
+        self.picture(f"models-of-{tab.lower()}")
         self.page.keyboard.press("Escape")
         return offered
 
@@ -146,6 +145,11 @@ class Interface:
         self.page.get_by_role("button", name="Choose Workflow from Library").click()
         self.page.get_by_role("button", name="Your Workflows").click()
         self.page.get_by_role("dialog").get_by_text(name).first.click()
+        self._confirm_loading()
+
+    def load_workflow_of_the_shown_video(self) -> None:
+        """Click Load Workflow above the viewer."""
+        self.page.get_by_role("button", name="Load Workflow (W)").last.click()
         self._confirm_loading()
 
     @property

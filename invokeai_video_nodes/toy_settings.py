@@ -13,9 +13,12 @@ TOY_MODEL = TOY_FOLDER / "model"
 
 @dataclass(frozen=True)
 class ToySettings:
-    """The keys of `toy_model/settings.json`. Pixels, frames, frames per second; `words` is the captions' vocabulary."""
+    """Keys of `toy_model/settings.json` and `vocabulary.json`; pixels, frames, frames per second.
 
-    prompt: str = "a red circle moves to the right"
+    `words` is the captions' vocabulary, `trained_frames` the shortest and the longest clip of the training.
+    """
+
+    prompt: str = "a red circle moving to the right"
     width: int = 64
     height: int = 64
     num_frames: int = 16
@@ -24,6 +27,7 @@ class ToySettings:
     steps: int = 12
     guidance_scale: float = 3.0
     words: tuple[str, ...] = ()
+    trained_frames: tuple[int, ...] = ()
 
 
 def toy_settings(folder: Path = TOY_FOLDER) -> ToySettings:
@@ -33,6 +37,4 @@ def toy_settings(folder: Path = TOY_FOLDER) -> ToySettings:
         if (folder / name).is_file():
             facts.update(json.loads((folder / name).read_text(encoding="utf-8")))
     known = {item.name: facts[item.name] for item in fields(ToySettings) if item.name in facts}
-    if "words" in known:
-        known["words"] = tuple(known["words"])
-    return ToySettings(**known)
+    return ToySettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})

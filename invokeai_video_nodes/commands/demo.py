@@ -30,8 +30,10 @@ def demo(arguments: Namespace, console: Console) -> int:
     out = check_out_folder(Path(arguments.out))
     prompt = toy.prompt if arguments.prompt is None else arguments.prompt
     console.note(f'prompt: "{prompt}" (seed {arguments.seed})')
-    if hint := unknown_words(prompt, toy.words):
-        console.note(hint)
+    frames = toy.num_frames if arguments.frames is None else arguments.frames
+    for hint in (unknown_words(prompt, toy.words), unusual_length(frames, toy.trained_frames)):
+        if hint:
+            console.note(hint)
     request = RunRequest(
         draft=read_workflow(workflow_file("text_to_video")),
         settings=settings_for(arguments, toy, prompt),
@@ -84,6 +86,13 @@ def settings_for(arguments: Namespace, toy: ToySettings, prompt: str) -> list[Se
         "denoise.fps": toy.fps if arguments.fps is None else arguments.fps,
     }
     return [parse_setting(f"{target}={value}") for target, value in values.items()]
+
+
+def unusual_length(frames: int, trained: tuple[int, ...]) -> str | None:
+    """A sentence when the clip is longer or shorter than any that the toy saw; None otherwise."""
+    if not trained or min(trained) <= frames <= max(trained):
+        return None
+    return f"note: the toy model saw clips of {min(trained)} to {max(trained)} frames; {frames} may move poorly"
 
 
 def unknown_words(prompt: str, words: tuple[str, ...]) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from invokeai_video_nodes.commands.console import own_streams
-from invokeai_video_nodes.commands.demo import check_arguments, settings_for, unknown_words
+from invokeai_video_nodes.commands.demo import check_arguments, settings_for, unknown_words, unusual_length
 from invokeai_video_nodes.commands.results import check_out_folder, copy_result
 from invokeai_video_nodes.commands.run import file_stem
 from invokeai_video_nodes.pipelines.errors import BadInput, OutputError
@@ -127,6 +127,24 @@ def test_words_that_the_toy_never_saw_are_named_with_those_it_knows() -> None:
     assert unknown_words("A red circle", known) is None
     assert unknown_words("a red dragon", ()) is None
     assert "dragon; it knows: a, red, circle" in str(unknown_words("a red dragon", known))
+
+
+def test_a_length_that_the_toy_never_saw_is_remarked() -> None:
+    assert unusual_length(16, (8, 24)) is None
+    assert unusual_length(16, ()) is None
+    assert "8 to 24 frames; 48" in str(unusual_length(48, (8, 24)))
+
+
+def test_the_shipped_vocabulary_covers_every_plain_caption_of_the_training() -> None:
+    from training.toy_model.captions import phrasings
+    from training.toy_model.clips import COLOURS, MOTIONS, SHAPES, Subject
+
+    known = toy_settings().words
+    subjects = [Subject(colour=colour, shape=shape, motion=motion) for colour in COLOURS for shape in SHAPES for motion in MOTIONS]
+
+    assert known
+    assert [text for subject in subjects for text in phrasings(subject) if unknown_words(text, known)] == []
+    assert unknown_words(toy_settings().prompt, known) is None
 
 
 def test_the_toys_own_files_override_the_defaults(tmp_path: Path) -> None:

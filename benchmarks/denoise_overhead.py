@@ -3,7 +3,7 @@
 Both run in this process with the same weights and prompt, the models warm, 50 steps, the node with its preview
 pictures. They take turns, and each turn gives one ratio; the median of the ratios is judged. Without `--model` the
 transformer is a random one of about 6 million parameters, twice the toy's: a step then takes a tenth of a second on one
-core, a hundredth of a real model's. Wall seconds are judged where the machine is free; where more wants to run than it
+core, far less than a real model's. Wall seconds are judged where the machine is free; where more wants to run than it
 has processors, wall seconds tell of the others, so processor seconds are judged then. Both are printed.
 
     python benchmarks/denoise_overhead.py [--model FOLDER] [--steps 50] [--repeats 3]

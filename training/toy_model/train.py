@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from training.toy_model.data import CLIPS_PER_SUBJECT, ENCODED_PER_SUBJECT, training_clips
 from training.toy_model.export import export
 from training.toy_model.train_transformer import averaged_checkpoint, train_transformer
-from training.toy_model.train_vae import encode_clips, refine_decoder, train_vae
+from training.toy_model.train_vae import encode_clips, train_vae
 
 
 class Log:
@@ -47,15 +47,6 @@ def encoded_clips(work: Path) -> np.ndarray:
     clips = training_clips(work)
     clips = clips.reshape(-1, CLIPS_PER_SUBJECT, *clips.shape[1:])[:, :ENCODED_PER_SUBJECT]
     return clips.reshape(-1, *clips.shape[2:])
-
-
-def refined_vae(work: Path, log: Log) -> AutoencoderKL:
-    """The VAE that ships: the same encoder, a decoder that went on learning from its latents."""
-    folder = work / "vae_refined"
-    if not (folder / "config.json").exists():
-        vae = trained_vae(work, log)
-        refine_decoder(vae, encoded_clips(work), training_latents(work, vae, log), folder, log=log)
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
 
 
 def training_latents(work: Path, vae: AutoencoderKL, log: Log) -> torch.Tensor:
@@ -95,7 +86,7 @@ def main() -> None:
         transformer = averaged_checkpoint(work)
     else:
         transformer = train_transformer(latents, work, log=log)
-    exported(work, target, refined_vae(work, log), transformer, log)
+    exported(work, target, vae, transformer, log)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ CROP = 32  # pixels; most of a frame is background, so the first phase looks at 
 BATCH = 16
 LEARNING_RATE = 1.0e-3
 KL_WEIGHT = 1e-6
-REFINE_STEPS, REFINE_RATE = 900, 1.0e-3
 LATENT_NOISE = 0.1
 NOISE_RAMP = 1000  # steps over which the latent noise grows to LATENT_NOISE
 
@@ -112,37 +111,6 @@ def _set_scale(vae: AutoencoderKL, clips: np.ndarray, chooser: np.random.Generat
     picks = chooser.integers(len(clips), size=256), chooser.integers(clips.shape[1], size=256)
     latents = vae.encode(to_pixels(clips[picks])).latent_dist.mean
     vae.register_to_config(shift_factor=round(float(latents.mean()), 5), scaling_factor=round(1.0 / float(latents.std()), 5))
-
-
-def refine_decoder(vae: AutoencoderKL, clips: np.ndarray, latents: torch.Tensor, folder: Path, *, log=print) -> AutoencoderKL:
-    """Go on with the decoder alone, on whole frames and the encoder's final latents, and save into `folder`.
-
-    clips [N, F, 64, 64, 3] uint8 and their scaled latents [N, 4, F, 8, 8]. The encoder stays as it is, so a transformer
-    that learned its latents needs no change. A little noise stands for the error that a denoiser leaves.
-    """
-    decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    for parameter in decoder:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(decoder, lr=REFINE_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    chooser, noise = np.random.default_rng(5), torch.Generator().manual_seed(6)
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
-    for step in range(REFINE_STEPS):
-        picks, frames = chooser.integers(len(clips), size=BATCH), chooser.integers(clips.shape[1], size=BATCH)
-        z = latents[picks, :, frames] + 0.5 * LATENT_NOISE * torch.randn((BATCH, *latents.shape[1:2], 8, 8), generator=noise)
-        decoded, pixels = vae.decode(z / scale + shift).sample, to_pixels(clips[picks, frames])
-        error = functional.mse_loss(decoded, pixels)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, REFINE_STEPS, peak=REFINE_RATE, warm_up=50)
-        optimizer.zero_grad(set_to_none=True)
-        (functional.l1_loss(decoded, pixels) + 4 * error).backward()
-        torch.nn.utils.clip_grad_norm_(decoder, 1.0)
-        optimizer.step()
-        if step % 50 == 49:
-            log(f"decoder {step + 1}/{REFINE_STEPS} {-10 * math.log10(float(error.detach()) / 4):.1f} dB")
-    for parameter in decoder:
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.half().float()
-    vae.save_pretrained(folder)
-    return vae
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from live_server import Server, build_wheel, make_environment
-from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, expect, sync_playwright
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = [
@@ -26,9 +26,10 @@ WITHOUT_GPU = ["--disable-gpu"]
 SOFTWARE_GPU = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 SOFTWARE_GPU += ["--enable-gpu-rasterization"]
 # The machine may be busy with other tests.
-PATIENCE_MS = 90_000
+PATIENCE_MS = 180_000
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the group in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One server, one browser: one worker."""
     here = Path(__file__).parent
@@ -97,4 +98,5 @@ def page(browser: Browser) -> Page:
     """One English page at a laptop's size."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
     context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
     return context.new_page()

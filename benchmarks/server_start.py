@@ -21,7 +21,7 @@ import psutil
 
 ANSWERS = "Uvicorn running on"
 RUN = "from invokeai_video_patches import bootstrap; bootstrap.install(); from invokeai.app.run_app import run_app; run_app()"
-LIMIT_SECONDS = 900
+LIMIT_SECONDS = 1800
 
 
 def free_port() -> int:

@@ -50,7 +50,6 @@ class Describe:
         "0 or empty: as the checkpoint says. The number of frames never enters."
     )
     crf = "Quality of the video file: 0 is lossless and large, 18 looks the same to the eye, 51 is the worst."
-    image_count = "The images, in playing order."
 
 
 def require_z_image_video(config: Any, what: str) -> None:

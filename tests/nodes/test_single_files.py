@@ -59,16 +59,24 @@ def test_a_gguf_file_makes_nearly_that_clip_and_takes_loras_as_side_layers(
 
 
 def test_a_standalone_qwen3_encoder_encodes_the_prompt(
-    engine: Engine, tiny_folder: Path, tiny_model: dict[str, Any], tmp_path: Path
+    engine: Engine,
+    tiny_folder: Path,
+    tiny_model: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from invokeai.backend.model_manager.configs.qwen3_encoder import Qwen3Encoder_Qwen3Encoder_Config
+    from invokeai.backend.model_manager.taxonomy import Qwen3VariantType
+
     folder = tmp_path / "encoder"
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(tiny_folder / part, folder / part)
     written = json.loads((folder / "text_encoder" / "config.json").read_text())
     # Downloads of the encoder alone name the class with the language model's head; InvokeAI goes by that.
     (folder / "text_encoder" / "config.json").write_text(json.dumps({**written, "architectures": ["Qwen3ForCausalLM"]}))
-    config = {"base": "any", "type": "qwen3_encoder", "variant": "qwen3_4b"}
-    encoder = engine.model(engine.install(folder, config=config))
+    # InvokeAI knows the encoders of public widths; the tiny one is passed off as the one that Z-Image uses.
+    monkeypatch.setattr(Qwen3Encoder_Qwen3Encoder_Config, "_get_variant_from_config", lambda path: Qwen3VariantType.Qwen3_4B)
+    encoder = engine.model(engine.install(folder, config={"base": "any", "type": "qwen3_encoder"}))
     model = engine.model(engine.install(make_tiny_single_file(tmp_path / "single.safetensors")))
 
     result = engine.run(text_to_video(model, loader={"vae_model": tiny_model, "qwen3_encoder_model": encoder}))

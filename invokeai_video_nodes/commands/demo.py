@@ -40,6 +40,7 @@ def demo(arguments: Namespace, console: Console) -> int:
         models=[TOY_MODEL],
         out=out,
         stem=file_stem(f"{prompt} seed {arguments.seed}"),
+        tell_remarks=False,
     )
     delivery = run_workflow(request, console)
     if arguments.scale > 1:

@@ -31,6 +31,7 @@ class RunRequest:
     root: Path | None = None
     out: Path | None = None
     stem: str | None = None
+    tell_remarks: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
         for path in request.models:
             _install(engine, path)
         graph = prepare(request, engine)
-        for remark in request.draft.remarks:
+        for remark in request.draft.remarks if request.tell_remarks else ():
             console.note(f"note: {remark}")
         ready = time.monotonic()
         bar = ProgressBar(console, nodes=len(graph.nodes))

@@ -36,5 +36,7 @@ def toy_settings(folder: Path = TOY_FOLDER) -> ToySettings:
     for name in ("settings.json", "vocabulary.json"):
         if (folder / name).is_file():
             facts.update(json.loads((folder / name).read_text(encoding="utf-8")))
-    known = {item.name: facts[item.name] for item in fields(ToySettings) if item.name in facts}
-    return ToySettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+    known: dict[str, Any] = {item.name: facts[item.name] for item in fields(ToySettings) if item.name in facts}
+    for name, value in known.items():
+        known[name] = tuple(value) if isinstance(value, list) else value
+    return ToySettings(**known)

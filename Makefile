@@ -17,7 +17,7 @@ UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python 
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test check bench soak toy-model lock clean-stamps
+.PHONY: help setup demo test check bench soak toy-model lock
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -35,7 +35,7 @@ check: $(VENV)/.installed ## lint, types and architecture, under 60 seconds
 	@$(BIN)/python -m pytest -q -p no:xdist tests/architecture
 
 bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or difference
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@failed=0; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
 soak: setup ## the long judgement of the toy model: at least 400 clips
 	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)

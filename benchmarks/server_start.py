@@ -19,7 +19,7 @@ import time
 
 import psutil
 
-ANSWERS = "Uvicorn running on"
+ANSWERS = "Invoke running on"
 RUN = "from invokeai_video_patches import bootstrap; bootstrap.install(); from invokeai.app.run_app import run_app; run_app()"
 LIMIT_SECONDS = 1800
 

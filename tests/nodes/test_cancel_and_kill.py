@@ -93,7 +93,7 @@ def test_a_killed_encode_leaves_no_gallery_entry_and_its_file_is_gone_at_the_nex
     killed = subprocess.run(_killed_run(root, tiny_folder, at="Decoding frame 5/64"), env=_environment(), timeout=600)
 
     unfinished = list((root / "outputs" / "unfinished-videos").glob(".*.part"))
-    with sqlite3.connect(next((root / "databases").glob("*.db"))) as database:
+    with sqlite3.connect(root / "databases" / "invokeai.db") as database:
         records = database.execute("SELECT count(*) FROM videos").fetchone()
     assert killed.returncode == -signal.SIGKILL
     assert len(unfinished) == 1, "the kill came while the file was growing"

@@ -62,6 +62,8 @@ def filled(workflow: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
         cls = classes.get(node["data"]["type"])
         fields = cls.model_fields if cls else {}
         for name, entry in node["data"]["inputs"].items():
+            if name == "file_path":  # checked for existence when the node is built
+                entry["value"] = __file__
             if name not in fields or entry.get("value") is not None:
                 continue
             extra = fields[name].json_schema_extra

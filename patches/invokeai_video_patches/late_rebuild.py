@@ -45,12 +45,14 @@ def apply() -> None:
         return
     factory = sys.modules["invokeai.backend.model_manager.configs.factory"]
     alias, validator = factory.AnyModelConfig, factory.AnyModelConfigValidator
+    old_union = get_args(alias)[0]
     _run_hooks(BEFORE_REBUILD)
     _extend_in_place(factory, alias, validator)
+    new_union = get_args(alias)[0]
     with warnings.catch_warnings():
         # Rebuilding a route's adapter makes pydantic remark on every query parameter that has an alias.
         warnings.simplefilter("ignore")
-        models, adapters = _rebuild_models(), _rebuild_adapters()
+        models, adapters = _rebuild_models(old_union, new_union), _rebuild_adapters()
     _self_test()
     _run_hooks(AFTER_REBUILD)
     status.applied(NAME, f"{models} models and {adapters} type adapters built again")
@@ -94,7 +96,7 @@ def _belongs_to_host(cls: Any) -> bool:
     return cls.__module__.partition(".")[0] in REBUILT_PACKAGES
 
 
-def _rebuild_models() -> int:
+def _rebuild_models(old_union: Any, new_union: Any) -> int:
     """Build the schema of every pydantic model of InvokeAI and FastAPI again; returns how many.
 
     All cached schemas go first: a model that is rebuilt takes over the cached schemas of the models inside it.
@@ -103,6 +105,9 @@ def _rebuild_models() -> int:
 
     models = [cls for cls in _subclasses(BaseModel) if _belongs_to_host(cls)]
     for cls in models:
+        for field in cls.__pydantic_fields__.values():
+            if field.annotation is old_union:  # a field of the bare alias keeps the union apart from its discriminator
+                field.annotation = new_union
         for name in CACHED_SCHEMAS:
             if name in cls.__dict__:
                 delattr(cls, name)

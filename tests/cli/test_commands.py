@@ -152,3 +152,20 @@ def sizes(path: Path) -> tuple[int, int]:
     size = next(reader)["source_size"]
     reader.close()
     return size
+
+
+def test_web_hands_its_arguments_to_invokeai_web(environment: dict[str, str]) -> None:
+    done = call(environment, "web", "--help")
+
+    assert done.returncode == 0, done.stderr
+    assert "--root" in done.stdout
+    assert "Invoke" in done.stdout
+
+
+def test_doctor_and_prepare_uninstall_are_reached_through_the_command(environment: dict[str, str], tmp_path: Path) -> None:
+    shown = call(environment, "doctor", "--help")
+    refused = call(environment, "prepare-uninstall", "--root", tmp_path)
+
+    assert "--json" in shown.stdout
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --root: expected an InvokeAI root")

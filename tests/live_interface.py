@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, Response, expect
+from playwright.sync_api import Locator, Page, Response, TimeoutError, WebSocket, expect
 
 TOY = "Toy Video"
 
@@ -19,11 +20,20 @@ class Interface:
         self.polling: list[tuple[int, str | None]] = []
         self.websockets: list[str] = []
         page.on("response", self._note_polling)
-        page.on("websocket", lambda socket: self.websockets.append(socket.url))
+        self.progress: list[str] = []
+        page.on("websocket", self._note_websocket)
 
     def _note_polling(self, response: Response) -> None:
         if "transport=polling" in response.url and response.request.method == "GET":
             self.polling.append((response.status, response.headers.get("content-encoding")))
+
+    def _note_websocket(self, socket: WebSocket) -> None:
+        self.websockets.append(socket.url)
+        socket.on("framereceived", self._note_progress)
+
+    def _note_progress(self, frame: str | bytes) -> None:
+        if isinstance(frame, str) and '"invocation_progress"' in frame:
+            self.progress.append(json.loads(frame[frame.index("[") :])[1]["message"])
 
     def picture(self, name: str) -> Path:
         """Save what the page shows now."""
@@ -42,7 +52,7 @@ class Interface:
         news = self.page.get_by_text("What's New in Invoke")
         try:
             news.wait_for(timeout=6_000)
-        except Exception:  # it comes once per version
+        except TimeoutError:  # it comes once per version
             return
         self.page.get_by_role("button", name="Close").last.click()
         news.wait_for(state="hidden")
@@ -107,11 +117,17 @@ class Interface:
         with self.page.expect_file_chooser() as chosen:
             self.page.get_by_role("button", name="Load workflow from file").click()
         chosen.value.set_files(path)
-        self._confirm_loading()
+        self._confirm_if_asked()
 
-    def _confirm_loading(self) -> None:
-        self.page.get_by_role("alertdialog").get_by_role("button", name="Load", exact=True).click()
-        self.page.get_by_role("alertdialog").wait_for(state="hidden")
+    def _confirm_if_asked(self) -> None:
+        """Confirm that the workflow in the editor may go; nothing is asked where nothing would be lost."""
+        question = self.page.get_by_role("alertdialog")
+        try:
+            question.wait_for(timeout=10_000)
+        except TimeoutError:
+            return
+        question.get_by_role("button", name="Load", exact=True).click()
+        question.wait_for(state="hidden")
 
     def node(self, node_id: str) -> Locator:
         """A node in the editor."""
@@ -138,6 +154,7 @@ class Interface:
         """Empty the editor."""
         self.page.get_by_role("button", name="Workflow Editor Menu").first.click()
         self.page.get_by_role("menuitem", name="New Workflow").first.click()
+        self._confirm_if_asked()
         expect(self.page.locator(".react-flow__node")).to_have_count(0)
 
     def load_from_library(self, name: str) -> None:
@@ -145,12 +162,12 @@ class Interface:
         self.page.get_by_role("button", name="Choose Workflow from Library").click()
         self.page.get_by_role("button", name="Your Workflows").click()
         self.page.get_by_role("dialog").get_by_text(name).first.click()
-        self._confirm_loading()
+        self._confirm_if_asked()
 
     def load_workflow_of_the_shown_video(self) -> None:
         """Click Load Workflow above the viewer."""
-        self.page.get_by_role("button", name="Load Workflow (W)").last.click()
-        self._confirm_loading()
+        self.page.get_by_role("button", name="Load Workflow", exact=True).last.click()
+        self._confirm_if_asked()
 
     @property
     def invoke_button(self) -> Locator:

@@ -56,11 +56,11 @@ def fit_preview(clips: np.ndarray, latents: torch.Tensor, *, scale: int = PREVIE
     """Least-squares factors from latents to small frames: one 3x3 convolution, then a pixel shuffle by `scale`.
 
     clips [N, F, 64, 64, 3] uint8 and their scaled latents [N, 4, F, 8, 8]. Returns `kernel` [3*s*s, 4, 3, 3], `bias`
-    [3*s*s] and `scale`; the convolved values are RGB in 0..1.
+    [3*s*s] and `scale`; the convolved values are RGB in -1..1, as `pipelines.preview` reads them.
     """
     z = latents.transpose(1, 2).flatten(0, 1)
     patches = functional.unfold(functional.pad(z, (1, 1, 1, 1)), 3).transpose(1, 2).flatten(0, 1)
-    small = functional.avg_pool2d(to_pixels(clips.reshape(-1, *clips.shape[2:])) * 0.5 + 0.5, 8 // scale)
+    small = functional.avg_pool2d(to_pixels(clips.reshape(-1, *clips.shape[2:])), 8 // scale)
     wanted = functional.pixel_unshuffle(small, scale).flatten(2).transpose(1, 2).flatten(0, 1)
     inputs = torch.cat([patches, torch.ones(len(patches), 1)], dim=1).double()
     gram = inputs.T @ inputs + 1e-4 * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
@@ -77,4 +77,4 @@ def preview_picture(latent: torch.Tensor, factors: dict) -> torch.Tensor:
     """[3, 8 * scale, 8 * scale] in 0..1 of one scaled latent frame [4, 8, 8]."""
     kernel, bias = torch.tensor(factors["kernel"]), torch.tensor(factors["bias"])
     convolved = functional.conv2d(latent[None], kernel, bias, padding=1)
-    return functional.pixel_shuffle(convolved, factors["scale"])[0].clamp(0, 1)
+    return (functional.pixel_shuffle(convolved, factors["scale"])[0] * 0.5 + 0.5).clamp(0, 1)

@@ -23,8 +23,8 @@ from training.toy_model.optimizer import build_optimizers
 from training.toy_model.text import HIDDEN, build_text_encoder, build_tokenizer, encode
 from training.toy_model.train_vae import learning_rate
 
-STEPS = 7400
-PHASES = (0, 3200, 6000)  # the first step of each; from the second on, high noise, where motion is decided, comes more often
+STEPS = 6000
+PHASES = (0, 3200)  # the first step of each; in the second, high noise, where motion is decided, comes more often
 TOKENS_PER_STEP = 2600
 MUON_LR, ADAM_LR = 4.0e-3, 1.5e-3
 EMA = 0.997
@@ -32,7 +32,7 @@ CAPTION_DROP = 0.1
 FIRST_FRAME_HELD = 0.3
 CAPTIONS_PER_SUBJECT = 40
 CAPTION_MULTIPLE = 32  # Z-Image pads captions to multiples of this
-SIGMA_LOGIT = ((1.0, 1.0), (1.8, 1.2), (1.4, 1.3))  # mean and spread in each phase; half of a shift-3 schedule is above 0.85
+SIGMA_LOGIT = ((1.0, 1.0), (1.8, 1.2))  # mean and spread in each phase; half of a shift-3 schedule is above 0.85
 CHECKPOINT_EVERY = 400
 
 # (f_patch_size, frames) -> how often
@@ -275,12 +275,11 @@ def phase_of(step: int) -> int:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: warm-up and a cosine, then in each later phase a straight line to 1%."""
-    phase = phase_of(step)
-    if phase == 0:
-        return learning_rate(step, 4800, peak=1.0, warm_up=100)
-    end = (*PHASES, steps)[phase + 1]
-    return 0.26 * (1 - 0.99 * (step - PHASES[phase]) / max(1, end - PHASES[phase]))
+    """The learning rate as a share of its peak: warm-up and a cosine, then a straight line to 1%."""
+    share = learning_rate(min(step, PHASES[1]), 4800, peak=1.0, warm_up=100)
+    if phase_of(step) == 1:
+        share *= 1 - 0.99 * (step - PHASES[1]) / max(1, steps - PHASES[1])
+    return share
 
 
 def _resume(checkpoint: Path, model, average, optimizers) -> int:

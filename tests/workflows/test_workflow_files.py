@@ -135,7 +135,7 @@ def test_no_node_lies_on_another(stem: str) -> None:
 def test_a_file_runs_and_leaves_its_workflow_with_the_video(stem: str, engine: Engine, tiny_model: dict[str, Any], tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "frame.png")
-    settings = ["denoise.steps=2"]
+    settings = ["denoise.steps=2", f"loader.model={tiny_model['key']}"]  # other tests leave their models in this engine
     if stem == "image_to_video":
         settings += [f"encode.image={tmp_path / 'frame.png'}", "frames.value=8"]
     else:
@@ -162,7 +162,7 @@ def test_a_file_runs_and_leaves_its_workflow_with_the_video(stem: str, engine: E
 def test_a_video_from_disk_is_in_the_gallery_afterwards(engine: Engine, tiny_model: dict[str, Any], tmp_path: Path) -> None:
     request = RunRequest(
         draft=read_workflow(workflow_file("text_to_video")),
-        settings=[parse_setting("denoise.steps=1"), parse_setting("denoise.num_frames=4")],
+        settings=[parse_setting(text) for text in ("denoise.steps=1", "denoise.num_frames=4", f"loader.model={tiny_model['key']}")],
     )
     clip = engine.run(prepare(request, engine)).videos[0]
 

@@ -34,7 +34,6 @@ from invokeai_video_nodes.nodes.fields import (
     PIXELS,
     SCHEDULER_LABELS,
     Describe,
-    SchedulerChoice,
     require_z_image_video,
     with_limits,
 )
@@ -52,7 +51,7 @@ from invokeai_video_nodes.nodes.z_image_model import (
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.memory import denoise_working_bytes
 from invokeai_video_nodes.pipelines.sampling import noised
-from invokeai_video_nodes.pipelines.schedules import flow_match_scheduler
+from invokeai_video_nodes.pipelines.schedules import SchedulerName, flow_match_scheduler
 from invokeai_video_nodes.pipelines.shapes import ClipShape, check_f_patch_size
 from invokeai_video_nodes.pipelines.z_image.control import guided_call, repeated
 from invokeai_video_nodes.pipelines.z_image.denoise import denoise
@@ -85,7 +84,7 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
     steps: int = InputField(default=8, gt=0, description=Describe.steps)
     seed: int = InputField(default=0, ge=0, description=Describe.seed)
     guidance_scale: float = InputField(default=1.0, ge=1.0, description=Describe.guidance_scale, title="Guidance Scale")
-    scheduler: SchedulerChoice = InputField(
+    scheduler: SchedulerName = InputField(
         default="euler", description="How each step is taken. Euler is the default.", ui_choice_labels=SCHEDULER_LABELS
     )
     # The workflow editor fills 0 into an optional number that has no default, so 0 means the same as empty.

@@ -18,7 +18,6 @@ FRAMES = {"minimum": RULE.min_frames, "maximum": RULE.max_frames}
 F_PATCHES = {"minimum": min(F_PATCH_SIZES), "maximum": max(F_PATCH_SIZES)}
 PIXELS = {"minimum": RULE.size_step, "step": RULE.size_step}
 
-SchedulerChoice = Literal["euler", "heun", "lcm"]
 SCHEDULER_LABELS = {"euler": "Euler", "heun": "Heun (2nd order, twice the time)", "lcm": "LCM (few steps)"}
 
 CodecChoice = Literal["h264", "h264+h265"]

@@ -71,10 +71,3 @@ def fit_preview(clips: np.ndarray, latents: torch.Tensor, *, scale: int = PREVIE
         "bias": [round(v, 5) for v in solution[-1].tolist()],
         "scale": scale,
     }
-
-
-def preview_picture(latent: torch.Tensor, factors: dict) -> torch.Tensor:
-    """[3, 8 * scale, 8 * scale] in 0..1 of one scaled latent frame [4, 8, 8]."""
-    kernel, bias = torch.tensor(factors["kernel"]), torch.tensor(factors["bias"])
-    convolved = functional.conv2d(latent[None], kernel, bias, padding=1)
-    return (functional.pixel_shuffle(convolved, factors["scale"])[0] * 0.5 + 0.5).clamp(0, 1)

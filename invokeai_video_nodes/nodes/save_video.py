@@ -17,23 +17,41 @@ from invokeai_video_nodes.pipelines.mp4 import Codec, clean_stale, temporary_nam
 from invokeai_video_nodes.pipelines.shapes import duration_seconds
 
 UNFINISHED = "unfinished-videos"
+_COPY_SUFFIX = ".h265.mp4"
+
+
+def _outputs() -> Path:
+    outputs = get_config().outputs_path
+    assert outputs is not None
+    return Path(outputs)
 
 
 def unfinished_folder() -> Path:
     """Where files grow before the gallery takes them."""
-    outputs = get_config().outputs_path
-    assert outputs is not None
-    return Path(outputs) / UNFINISHED
+    return _outputs() / UNFINISHED
 
 
 def clean_unfinished() -> None:
-    """Remove what killed processes left; never raises, because it runs while InvokeAI starts."""
+    """Remove what killed processes left, and H.265 files whose gallery video was deleted.
+
+    Never raises, because it runs while InvokeAI starts.
+    """
     try:
         folder = unfinished_folder()
         if folder.is_dir():
             clean_stale(folder)
+        _clean_copies(_outputs() / "videos")
     except OSError:
         pass
+
+
+def _clean_copies(videos: Path) -> None:
+    """The gallery knows nothing of the H.265 file beside a video, so deleting the video leaves it."""
+    if any(videos.glob(".delete_*")):
+        return  # InvokeAI was stopped while it deleted, and puts those videos back when it starts
+    for copy in videos.rglob(f"*{_COPY_SUFFIX}"):
+        if not copy.with_name(copy.name.removesuffix(_COPY_SUFFIX) + ".mp4").exists():
+            copy.unlink()
 
 
 def save_video(
@@ -62,7 +80,7 @@ def save_video(
         duration = duration_seconds(count, fps)
         video = context.videos.save(source_path=path, width=width, height=height, duration=duration, fps=float(fps))
         if copies:
-            second.replace(context.videos.get_path(video.video_name).with_suffix(".h265.mp4"))
+            second.replace(context.videos.get_path(video.video_name).with_suffix(_COPY_SUFFIX))
         return VideoOutput.build(video, num_frames=count)
     finally:
         path.unlink(missing_ok=True)

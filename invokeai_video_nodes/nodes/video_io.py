@@ -63,7 +63,7 @@ class FramesToVideoInvocation(BaseInvocation, WithMetadata, WithBoard):
     crf: int = InputField(default=18, ge=0, le=51, description=Describe.crf, title="Quality (CRF)")
     codec: CodecChoice = InputField(
         default="h264",
-        description="The gallery plays H.264. The H.265 file is smaller; it is kept in the same folder as NAME.h265.mp4.",
+        description="The gallery plays H.264. The H.265 file is smaller; it lies beside the other as NAME.h265.mp4.",
         ui_choice_labels=CODEC_LABELS,
     )
 

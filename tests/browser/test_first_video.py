@@ -132,6 +132,9 @@ def run(ui: Interface, server: Server, picked: Picked) -> Run:
     seen.video = server.get("/api/v1/videos/?limit=10")["items"][0]
     ui.page.get_by_role("button", name="Play video").first.click()
     seen.played = play(ui.page)
+    ui.page.mouse.move(720, 780)  # off the player, whose controls fade while it plays
+    ui.page.evaluate("() => { const v = document.querySelector('video'); v.currentTime = 0; return v.play(); }")
+    ui.page.wait_for_timeout(900)
     ui.picture("playing")
     ui.page.get_by_role("button", name="Close video player").click()
     ui.tab("Workflows")

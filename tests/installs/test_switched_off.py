@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from live_server import build_wheel, make_environment
+from live_server import Server, build_wheel, make_environment
 
 pytestmark = [pytest.mark.xdist_group("installs"), pytest.mark.timeout(900)]
 
@@ -95,3 +97,26 @@ def test_with_an_unknown_invokeai_it_is_stock_and_one_line_says_so(unknown_versi
     assert len(seen.our_lines) == 1
     assert "6.99.0" in seen.our_lines[0]
     assert "Traceback" not in seen.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "variables", "said"),
+    [
+        ("packed_environment", {"INVOKEAI_VIDEO_DISABLE": "1"}, "INVOKEAI_VIDEO_DISABLE"),
+        ("unknown_version_environment", {}, "6.99.0"),
+    ],
+    ids=["kill switch", "unknown version"],
+)
+def test_a_server_then_starts_and_serves_what_invokeai_alone_would(environment, variables, said, request, tmp_path):
+    with Server(request.getfixturevalue(environment), tmp_path / "root", variables=variables) as server:
+        schema = json.dumps(server.get("/openapi.json"))
+        page = server.request("GET", "/")[1].decode()
+        script = re.search(r"assets/index-[\w-]+\.js", page)[0]
+        served = server.request("GET", f"/{script}")[1]
+        installed = Path(importlib.util.find_spec("invokeai").submodule_search_locations[0], "frontend", "web", "dist", script)
+        lines, log = server.our_log_lines(), server.log()
+
+    assert served == installed.read_bytes()
+    assert "z_image_video_denoise" not in schema and "z-image-video" not in schema
+    assert len(lines) <= 1 and all(said in line for line in lines)
+    assert "Traceback" not in log

@@ -172,6 +172,22 @@ def test_the_h265_file_lies_beside_the_gallery_s_h264_file(engine: Engine, tiny_
     assert not leftovers()
 
 
+def test_an_h265_file_goes_at_the_next_start_once_its_gallery_video_is_deleted(engine: Engine, tiny_model: dict[str, Any]) -> None:
+    from invokeai_video_nodes.nodes.save_video import clean_unfinished
+
+    kept, deleted = (engine.run(text_to_video(tiny_model, decode={"codec": "h264+h265"})).videos[0] for _ in range(2))
+    copies = [video.with_suffix(".h265.mp4") for video in (kept, deleted)]
+    engine.services.videos.delete(deleted.name)
+    stopped = kept.parent / ".delete_stopped"
+
+    stopped.mkdir()
+    clean_unfinished()
+    assert [copy.exists() for copy in copies] == [True, True], "InvokeAI may still put a video back"
+    stopped.rmdir()
+    clean_unfinished()
+    assert [copy.exists() for copy in copies] == [True, False]
+
+
 def test_a_lower_crf_gives_a_larger_file(engine: Engine, tiny_model: dict[str, Any]) -> None:
     fine, coarse = (engine.run(text_to_video(tiny_model, decode={"crf": crf})).videos[0] for crf in (1, 40))
 

@@ -57,6 +57,8 @@ def check_arguments(arguments: Namespace, toy: ToySettings) -> None:
 
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise BadInput.expected("--prompt", "a few words", "nothing", toy.prompt)
+    if not arguments.out:
+        raise BadInput.expected("--out", "a folder", "nothing", "outputs")
     for name, lowest, highest in (
         ("seed", 0, _MAX_SEED),
         ("scale", 1, _MAX_SCALE),

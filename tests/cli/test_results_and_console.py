@@ -90,7 +90,7 @@ def test_json_mode_puts_one_object_and_nothing_else_on_stdout(capfd: pytest.Capt
 
 def demo_arguments(**given: object) -> Namespace:
     names = ("prompt", "frames", "steps", "guidance", "fps")
-    return Namespace(**{**dict.fromkeys(names), "seed": 0, "scale": 1, **given})
+    return Namespace(**{**dict.fromkeys(names), "seed": 0, "scale": 1, "out": "outputs", **given})
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def demo_arguments(**given: object) -> Namespace:
         ({"fps": 61}, "nearest valid value: 60"),
         ({"guidance": 0.5}, "nearest valid value: 1"),
         ({"scale": 99}, "nearest valid value: 16"),
+        ({"out": ""}, r"--out: expected a folder, got nothing \(nearest valid value: outputs\)"),
         ({"prompt": "  "}, "--prompt: expected a few words, got nothing"),
     ],
 )

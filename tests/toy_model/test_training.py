@@ -5,7 +5,8 @@ import torch
 
 from training.toy_model import train_transformer as stage
 from training.toy_model.clips import split_subjects
-from training.toy_model.data import ENCODED_PER_SUBJECT
+from training.toy_model.data import CLIPS_PER_SUBJECT
+from training.toy_model.fast_block import run_block
 from training.toy_model.optimizer import orthogonalised
 from training.toy_model.sampling import sigmas
 
@@ -32,8 +33,22 @@ def test_the_batched_forward_equals_the_models_own(frames, f):
             assert torch.allclose(batched[index], single.sample[0], atol=1e-5)
 
 
+def test_the_fast_block_has_the_blocks_own_gradients():
+    torch.manual_seed(0)
+    block = stage.new_transformer().layers[0]
+    freqs = torch.polar(torch.ones(1, 96, 16), torch.randn(1, 96, 16))
+    adaln, wanted = torch.randn(3, 128), torch.randn(3, 96, 128)
+    grads = []
+    for run in (lambda x: run_block(block, x, freqs, adaln), lambda x: block(x, None, freqs.expand(3, -1, -1), adaln)):
+        x = torch.randn(3, 96, 128, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        grads.append(torch.autograd.grad((run(x) - wanted).square().sum(), [x, *block.parameters()]))
+
+    for fast, own in zip(*grads, strict=True):
+        assert torch.allclose(fast, own, rtol=1e-4, atol=1e-5 * float(own.abs().max()))
+
+
 def test_a_resumed_run_repeats_an_unbroken_one(small_stage, tmp_path):
-    latents = torch.randn(len(split_subjects()[0]) * ENCODED_PER_SUBJECT, 4, 24, 8, 8)
+    latents = torch.randn(len(split_subjects()[0]) * CLIPS_PER_SUBJECT, 4, 24, 8, 8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
 
@@ -46,7 +61,7 @@ def test_a_resumed_run_repeats_an_unbroken_one(small_stage, tmp_path):
 
 
 def test_a_held_first_frame_is_given_clean_and_costs_nothing(small_stage):
-    latents = torch.randn(len(split_subjects()[0]) * ENCODED_PER_SUBJECT, 4, 24, 8, 8)
+    latents = torch.randn(len(split_subjects()[0]) * CLIPS_PER_SUBJECT, 4, 24, 8, 8)
     batch = stage.Sampler(latents)(0)
     batch.held[:] = True
     model = stage.new_transformer()

@@ -166,16 +166,16 @@ def _polygon_distance(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.n
 def draw_track(subject: Subject, generator: np.random.Generator) -> Track:
     """A random track of `subject` that stays inside the picture for all 24 frames."""
     time = np.arange(FRAMES)
-    radii = np.full(FRAMES, generator.uniform(7.0, 9.0))
+    radii = np.full(FRAMES, generator.uniform(8.0, 9.5))
     turns = np.zeros(FRAMES)
     step = np.zeros(2)
     if subject.motion in DIRECTIONS:
-        step = np.array(DIRECTIONS[subject.motion]) * generator.uniform(1.15, 1.45)
+        step = np.array(DIRECTIONS[subject.motion]) * generator.uniform(1.1, 1.35)
     elif subject.motion == "rotating":
         start = generator.uniform(0.0, 2 * math.pi)
         turns = start + time * math.radians(generator.uniform(6.0, 8.0))
     else:
-        radii = generator.uniform(5.0, 6.0) + time * generator.uniform(0.28, 0.36)
+        radii = generator.uniform(6.0, 7.0) + time * generator.uniform(0.28, 0.36)
         if subject.motion == "shrinking":
             radii = radii[::-1].copy()
     travel = step * (FRAMES - 1)

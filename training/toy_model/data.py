@@ -12,8 +12,7 @@ import numpy as np
 
 from training.toy_model.clips import Subject, render, split_subjects
 
-CLIPS_PER_SUBJECT = 12
-ENCODED_PER_SUBJECT = 8  # the transformer learns from these; played backwards most of them count twice
+CLIPS_PER_SUBJECT = 12  # played backwards most of them count twice
 
 
 def _render_subject(subject: Subject) -> np.ndarray:

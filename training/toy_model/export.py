@@ -59,7 +59,8 @@ def fit_preview(clips: np.ndarray, latents: torch.Tensor, *, scale: int = PREVIE
     [3*s*s] and `scale`; the convolved values are RGB in -1..1, as `pipelines.preview` reads them.
     """
     z = latents.transpose(1, 2).flatten(0, 1)
-    patches = functional.unfold(functional.pad(z, (1, 1, 1, 1)), 3).transpose(1, 2).flatten(0, 1)
+    # Repeated edges, as `pipelines.preview` pads.
+    patches = functional.unfold(functional.pad(z, (1, 1, 1, 1), mode="replicate"), 3).transpose(1, 2).flatten(0, 1)
     small = functional.avg_pool2d(to_pixels(clips.reshape(-1, *clips.shape[2:])), 8 // scale)
     wanted = functional.pixel_unshuffle(small, scale).flatten(2).transpose(1, 2).flatten(0, 1)
     inputs = torch.cat([patches, torch.ones(len(patches), 1)], dim=1).double()

@@ -1,7 +1,8 @@
 """Muon for the hidden matrices, in fp32 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
 torch.optim.Muon orthogonalises in bfloat16, which most CPUs only emulate; this one keeps fp32 and stacks matrices of one
-shape into a single batched product. Everything that is not a hidden matrix goes to AdamW.
+shape into a single batched product. A convolution counts as the matrix that it is to its
+unfolded input. Everything that is not a hidden matrix goes to AdamW.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ class Muon(torch.optim.Optimizer):
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     by_shape[matrix.shape].append(matrix)
-            for shape, matrices in by_shape.items():
-                self._step_stack(matrices, lr=group["lr"], decay=group["weight_decay"], scale=0.2 * max(shape) ** 0.5)
+            for matrices in by_shape.values():
+                self._step_stack(matrices, lr=group["lr"], decay=group["weight_decay"])
 
-    def _step_stack(self, matrices: list[nn.Parameter], *, lr: float, decay: float, scale: float) -> None:
+    def _step_stack(self, matrices: list[nn.Parameter], *, lr: float, decay: float) -> None:
         directions = []
         for matrix in matrices:
             state = self.state[matrix]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(matrix)
             momentum = state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-            directions.append(matrix.grad.lerp(momentum, MOMENTUM))
+            directions.append(matrix.grad.lerp(momentum, MOMENTUM).flatten(1))
         for matrix, update in zip(matrices, orthogonalised(torch.stack(directions)), strict=True):
-            matrix.mul_(1 - lr * decay).add_(update, alpha=-lr * scale)
+            matrix.mul_(1 - lr * decay).add_(update.view_as(matrix), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
 
 
-def build_optimizers(model: nn.Module, *, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the attention and feed-forward matrices of every block, AdamW for the rest."""
+def build_optimizers(model: nn.Module, *, hidden_names: tuple[str, ...], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of two or more dimensions whose name contains one of `hidden_names`, AdamW for the rest."""
     hidden, rest = [], []
     for name, parameter in model.named_parameters():
-        is_hidden = ".attention.to_" in name or ".feed_forward." in name
+        is_hidden = parameter.ndim > 1 and any(part in name for part in hidden_names)
         (hidden if is_hidden else rest).append(parameter)
     return [
         Muon(hidden, lr=muon_lr, weight_decay=0.02),

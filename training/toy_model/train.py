@@ -10,11 +10,10 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
-from training.toy_model.data import CLIPS_PER_SUBJECT, ENCODED_PER_SUBJECT, training_clips
+from training.toy_model.data import CLIPS_PER_SUBJECT, training_clips
 from training.toy_model.export import export
 from training.toy_model.train_transformer import averaged_checkpoint, train_transformer
 from training.toy_model.train_vae import encode_clips, train_vae
@@ -42,19 +41,12 @@ def trained_vae(work: Path, log: Log) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
 
 
-def encoded_clips(work: Path) -> np.ndarray:
-    """The clips whose latents the transformer learns from, [N, 24, 64, 64, 3] uint8."""
-    clips = training_clips(work)
-    clips = clips.reshape(-1, CLIPS_PER_SUBJECT, *clips.shape[1:])[:, :ENCODED_PER_SUBJECT]
-    return clips.reshape(-1, *clips.shape[2:])
-
-
 def training_latents(work: Path, vae: AutoencoderKL, log: Log) -> torch.Tensor:
-    """The first clips of each training subject as scaled latents [N, 4, 24, 8, 8] fp32, encoded on the first call."""
+    """The training clips as scaled latents [N, 4, 24, 8, 8] fp32, encoded on the first call."""
     path = work / "latents.pt"
     if not path.exists():
         log("encoding the clips")
-        latents = encode_clips(vae, encoded_clips(work))
+        latents = encode_clips(vae, training_clips(work))
         log(f"latents {tuple(latents.shape)} mean {latents.mean():.3f} spread {latents.std():.3f}")
         torch.save(latents, path)
     return torch.load(path)
@@ -63,7 +55,7 @@ def training_latents(work: Path, vae: AutoencoderKL, log: Log) -> torch.Tensor:
 def exported(work: Path, target: Path, vae: AutoencoderKL, transformer: ZImageTransformer2DModel, log: Log) -> None:
     """Write the folder that ships, with preview factors fitted on one clip of every training subject."""
     clips = training_clips(work)[::CLIPS_PER_SUBJECT]
-    latents = training_latents(work, vae, log)[::ENCODED_PER_SUBJECT]
+    latents = training_latents(work, vae, log)[::CLIPS_PER_SUBJECT]
     export(target, transformer=transformer, vae=vae, clips=clips[:, ::6], latents=latents[:, :, ::6])
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     log(f"exported {target}: {size / 1e6:.2f} MB")

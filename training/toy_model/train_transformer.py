@@ -18,13 +18,15 @@ from diffusers import ZImageTransformer2DModel
 
 from training.toy_model.captions import caption, with_unknown_words
 from training.toy_model.clips import FRAMES, REVERSED, Subject, split_subjects
-from training.toy_model.data import ENCODED_PER_SUBJECT
+from training.toy_model.data import CLIPS_PER_SUBJECT
+from training.toy_model.fast_block import run_block
 from training.toy_model.optimizer import build_optimizers
 from training.toy_model.text import HIDDEN, build_text_encoder, build_tokenizer, encode
-from training.toy_model.train_vae import learning_rate
 
-STEPS = 6000
-PHASES = (0, 3200)  # the first step of each; in the second, high noise, where motion is decided, comes more often
+STEPS = 8800
+# The first step of each: all noise, the high noise that decides motion, detail; motion and detail again; turning shapes.
+PHASES = (0, 2600, 4300, 5200, 6800, 7600)
+CYCLES = ((0, 1.0), (5200, 0.5), (7600, 0.35))  # where the learning rate starts anew, and at which share of its peak
 TOKENS_PER_STEP = 2600
 MUON_LR, ADAM_LR = 4.0e-3, 1.5e-3
 EMA = 0.997
@@ -32,13 +34,16 @@ CAPTION_DROP = 0.1
 FIRST_FRAME_HELD = 0.3
 CAPTIONS_PER_SUBJECT = 40
 CAPTION_MULTIPLE = 32  # Z-Image pads captions to multiples of this
-SIGMA_LOGIT = ((1.0, 1.0), (1.8, 1.2))  # mean and spread in each phase; half of a shift-3 schedule is above 0.85
+# Mean and spread in each phase; half of a shift-3 schedule is above 0.85.
+SIGMA_LOGIT = ((1.0, 1.0), (1.8, 1.2), (1.0, 1.5), (1.8, 1.2), (1.0, 1.5), (1.4, 1.4))
+WARM_UP = 100
 CHECKPOINT_EVERY = 400
+ROTATING_ODDS = (2.0, 2.0, 2.0, 3.0, 3.0, 6.0)  # in each phase; one angle for each frame is the most detail of all motions
 
 # (f_patch_size, frames) -> how often
 LENGTHS = {
-    (2, 8): 14, (2, 10): 3, (2, 12): 5, (2, 14): 3, (2, 16): 15, (2, 18): 3, (2, 20): 5, (2, 22): 3, (2, 24): 12,
-    (4, 8): 10, (4, 12): 4, (4, 16): 10, (4, 20): 4, (4, 24): 9,
+    (2, 8): 15, (2, 10): 1, (2, 12): 3, (2, 14): 1, (2, 16): 18, (2, 18): 1, (2, 20): 3, (2, 22): 1, (2, 24): 17,
+    (4, 8): 11, (4, 12): 3, (4, 16): 12, (4, 20): 3, (4, 24): 11,
 }  # fmt: skip
 
 
@@ -83,16 +88,16 @@ def batched_forward(
     caption_length = captions.shape[1]
     x_freqs, caption_freqs = _rotary(model, grid=grid, padding=padding, caption_length=caption_length)
     for layer in model.noise_refiner:
-        tokens = layer(tokens, None, x_freqs.expand(batch, -1, -1), adaln)
+        tokens = run_block(layer, tokens, x_freqs, adaln)
     words = model.cap_embedder(captions)
     is_pad = torch.arange(caption_length)[None] >= lengths[:, None]
     words = torch.where(is_pad[..., None], model.cap_pad_token, words)
     for layer in model.context_refiner:
-        words = layer(words, None, caption_freqs.expand(batch, -1, -1))
+        words = run_block(layer, words, caption_freqs)
     unified = torch.cat([tokens, words], dim=1)
-    freqs = torch.cat([x_freqs, caption_freqs], dim=1).expand(batch, -1, -1)
+    freqs = torch.cat([x_freqs, caption_freqs], dim=1)
     for layer in model.layers:
-        unified = layer(unified, None, freqs, adaln)
+        unified = run_block(layer, unified, freqs, adaln)
     out = model.all_final_layer[f"2-{f}"](unified[:, : math.prod(grid)], c=adaln)
     out = out.view(batch, *grid, f, 2, 2, channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
     return out.reshape(batch, channels, frames, height, width)
@@ -174,15 +179,17 @@ class Sampler:
         ]
         odds = np.array(list(LENGTHS.values()), dtype=float)
         self.odds = odds / odds.sum()
+        self.is_rotating = np.array([subject.motion == "rotating" for subject in self.subjects])
 
     def __call__(self, step: int) -> Batch:
         draw = np.random.default_rng([41, step])
         torch_draw = torch.Generator().manual_seed(1_000_003 * 41 + step)
         f, frames = list(LENGTHS)[draw.choice(len(LENGTHS), p=self.odds)]
-        caption_length = 2 * CAPTION_MULTIPLE if draw.random() < 0.08 else CAPTION_MULTIPLE
+        caption_length = 2 * CAPTION_MULTIPLE if draw.random() < 0.05 else CAPTION_MULTIPLE
         tokens = math.ceil(frames // f * 16 / 32) * 32 + caption_length
         size = max(8, round(TOKENS_PER_STEP / tokens))
-        subjects = draw.integers(len(self.subjects), size=size)
+        often = np.where(self.is_rotating, ROTATING_ODDS[phase_of(step)], 1.0)
+        subjects = draw.choice(len(self.subjects), size=size, p=often / often.sum())
         clips = [self._window(int(s), frames, draw) for s in subjects]
         x0 = torch.stack(clips)
         quantiles = (torch.arange(size) + torch.rand(size, generator=torch_draw)) / size
@@ -204,7 +211,7 @@ class Sampler:
         other = self.backwards[subject]
         backwards = other is not None and draw.random() < 0.5
         source = other if backwards else subject
-        clip = self.latents[source * ENCODED_PER_SUBJECT + draw.integers(ENCODED_PER_SUBJECT)]
+        clip = self.latents[source * CLIPS_PER_SUBJECT + draw.integers(CLIPS_PER_SUBJECT)]
         begin = draw.integers(FRAMES - frames + 1)
         window = clip[:, begin : begin + frames]
         return window.flip(1) if backwards else window
@@ -242,7 +249,7 @@ def train_transformer(
     """
     sampler = Sampler(latents)
     model, average = new_transformer().train(), new_transformer().requires_grad_(False)
-    optimizers = build_optimizers(model, muon_lr=MUON_LR, adam_lr=ADAM_LR)
+    optimizers = build_optimizers(model, hidden_names=(".attention.to_", ".feed_forward."), muon_lr=MUON_LR, adam_lr=ADAM_LR)
     peaks = [MUON_LR, ADAM_LR]
     checkpoint = work / "transformer.pt"
     first = _resume(checkpoint, model, average, optimizers)
@@ -275,11 +282,11 @@ def phase_of(step: int) -> int:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: warm-up and a cosine, then a straight line to 1%."""
-    share = learning_rate(min(step, PHASES[1]), 4800, peak=1.0, warm_up=100)
-    if phase_of(step) == 1:
-        share *= 1 - 0.99 * (step - PHASES[1]) / max(1, steps - PHASES[1])
-    return share
+    """The learning rate as a share of its peak: warm-up, then in each cycle a straight line to 1%."""
+    index = sum(step >= first for first, _ in CYCLES) - 1
+    first, share = CYCLES[index]
+    end = min([steps, *(later for later, _ in CYCLES[index + 1 :])])
+    return min((step + 1) / WARM_UP, share - (share - 0.01) * (step - first) / (end - first))
 
 
 def _resume(checkpoint: Path, model, average, optimizers) -> int:

@@ -1,7 +1,7 @@
 """Stage 1: an AutoencoderKL in SD's layout learns the clips' frames, 64x64x3 <-> 8x8x4.
 
-L1 + MSE, a tiny KL so that latents stay in one place, and noise on the latents so that the decoder forgives the small
-errors a denoiser leaves. The result is rounded to fp16, the precision in which it ships.
+L1 + MSE, and noise on the latents, in proportion to their own spread, so that neighbouring codes mean neighbouring pictures
+and the decoder forgives what a denoiser leaves. The result is rounded to fp16, the precision in which it ships.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-CROP_STEPS, FULL_STEPS = 2600, 300
-CROP = 32  # pixels; most of a frame is background, so the first phase looks at squares that contain the shape
+from training.toy_model.optimizer import build_optimizers
+
+STEPS = 1700
 BATCH = 16
-LEARNING_RATE = 1.0e-3
-KL_WEIGHT = 1e-6
-LATENT_NOISE = 0.1
-NOISE_RAMP = 1000  # steps over which the latent noise grows to LATENT_NOISE
+MUON_LR, ADAM_LR = 4.0e-3, 1.0e-3
+LATENT_WEIGHT = 1e-5  # on the latents' mean square, which keeps them from drifting off
+LATENT_NOISE = 0.25  # the largest share of the latents' spread; each frame draws its own
+NOISE_RAMP = 300  # steps over which the latent noise grows to LATENT_NOISE
 
 
 def new_vae() -> AutoencoderKL:
-    """The untrained VAE, about a million parameters."""
+    """The untrained VAE, about a million parameters. Every residual branch starts at zero: the plain path learns first."""
     torch.manual_seed(1)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -41,6 +42,11 @@ def new_vae() -> AutoencoderKL:
         shift_factor=0.0,
         scaling_factor=1.0,
     )
+    for name, module in vae.named_modules():
+        if name.endswith(".conv2"):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    return vae
 
 
 def to_pixels(frames: np.ndarray) -> torch.Tensor:
@@ -56,29 +62,30 @@ def learning_rate(step: int, steps: int, *, peak: float, warm_up: int) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def train_vae(clips: np.ndarray, folder: Path, *, steps: tuple[int, int] = (CROP_STEPS, FULL_STEPS), log=print) -> AutoencoderKL:
+def train_vae(clips: np.ndarray, folder: Path, *, steps: int = STEPS, log=print) -> AutoencoderKL:
     """Train on `clips` [N, F, H, W, 3] uint8, save into `folder` (diffusers layout, fp32 values that fit fp16)."""
     vae = new_vae().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    hidden = ("down_blocks.", "mid_block.", "up_blocks.")
+    optimizers = build_optimizers(vae, hidden_names=hidden, muon_lr=MUON_LR, adam_lr=ADAM_LR)
+    peaks = [MUON_LR, ADAM_LR]
     chooser = np.random.default_rng(3)
     noise = torch.Generator().manual_seed(4)
-    begin, cpu = time.time(), time.process_time()
-    for step in range(sum(steps)):
-        picks = chooser.integers(len(clips), size=BATCH), chooser.integers(clips.shape[1], size=BATCH)
-        frames = clips[picks]
-        if step < steps[0]:
-            frames = np.stack([_crop_with_shape(frame, chooser) for frame in frames])
+    begin, errors = time.time(), []
+    for step in range(steps):
+        frames = clips[chooser.integers(len(clips), size=BATCH), chooser.integers(clips.shape[1], size=BATCH)]
         pixels = to_pixels(frames).contiguous(memory_format=torch.channels_last)
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak=peak, warm_up=30)
+            optimizer.zero_grad(set_to_none=True)
         loss, error = _loss(vae, pixels, LATENT_NOISE * min(1.0, step / NOISE_RAMP), noise)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, sum(steps), peak=LEARNING_RATE, warm_up=100)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        errors.append(float(error))
         if step % 100 == 99:
-            psnr = -10 * math.log10(float(error) / 4)
-            log(f"vae {step + 1}/{sum(steps)} {psnr:.1f} dB wall {time.time() - begin:.0f} s cpu {time.process_time() - cpu:.0f} s")
+            psnr = -10 * math.log10(np.mean(errors[-100:]) / 4)
+            log(f"vae {step + 1}/{steps} {psnr:.1f} dB with noisy latents ({(time.time() - begin) / len(errors):.2f} s/step)")
     vae = vae.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     _set_scale(vae, clips, chooser)
     for parameter in vae.parameters():
@@ -87,22 +94,14 @@ def train_vae(clips: np.ndarray, folder: Path, *, steps: tuple[int, int] = (CROP
     return vae
 
 
-def _crop_with_shape(frame: np.ndarray, chooser: np.random.Generator) -> np.ndarray:
-    """A random square [32, 32, 3] of `frame` that contains a random pixel of its coloured shape."""
-    rows, columns = np.nonzero(np.ptp(frame, axis=2) > 60)
-    pixel = chooser.integers(len(rows))
-    top, left = (int(np.clip(place[pixel] - chooser.integers(CROP), 0, frame.shape[0] - CROP)) for place in (rows, columns))
-    return frame[top : top + CROP, left : left + CROP]
-
-
 def _loss(vae: AutoencoderKL, pixels: torch.Tensor, spread: float, noise: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training loss with noise of `spread` on the latents, and the mean squared error for the log."""
-    posterior = vae.encode(pixels).latent_dist
-    latents = posterior.mean
-    decoded = vae.decode(latents + spread * torch.randn(latents.shape, generator=noise)).sample
+    """The training loss with noise of up to `spread` latent deviations, and the mean squared error for the log."""
+    latents = vae.encode(pixels).latent_dist.mean
+    # In proportion to the latents' spread: against a fixed noise the encoder would just scale its codes up.
+    share = spread * latents.detach().std() * torch.rand((len(latents), 1, 1, 1), generator=noise)
+    decoded = vae.decode(latents + share * torch.randn(latents.shape, generator=noise)).sample
     error = functional.mse_loss(decoded, pixels)
-    kl = posterior.kl().mean() / latents[0].numel()
-    return functional.l1_loss(decoded, pixels) + error + KL_WEIGHT * kl, error.detach()
+    return functional.l1_loss(decoded, pixels) + error + LATENT_WEIGHT * latents.square().mean(), error.detach()
 
 
 @torch.no_grad()

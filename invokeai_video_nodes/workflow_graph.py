@@ -81,11 +81,11 @@ def draft_from(data: Any, *, name: str) -> WorkflowDraft:
     if not isinstance(content, Mapping) or "nodes" not in content or "edges" not in content:
         got = ", ".join(sorted(map(str, content))) or "none of them" if isinstance(content, Mapping) else "no object"
         raise BadInput.expected("workflow file", "an object with 'nodes' and 'edges'", got)
-    if not content["nodes"]:
+    read = _draft_from_api_graph if isinstance(content["nodes"], Mapping) else _draft_from_ui_workflow
+    draft = read(content, name=name)
+    if not draft.nodes:
         raise BadInput.expected("workflow file", "at least one node", "none")
-    if isinstance(content["nodes"], Mapping):
-        return _draft_from_api_graph(content, name=name)
-    return _draft_from_ui_workflow(content, name=name)
+    return draft
 
 
 def _unwrap(data: Any) -> Any:

@@ -160,7 +160,7 @@ def test_a_workflow_record_of_the_library_is_read() -> None:
         ({"batch": {"graph": GRAPH, "runs": 3}}, "expected one run without batch data"),
         ({"nodes": {"a": {"value": 2}}, "edges": []}, "node 'a': expected an object with a 'type'"),
         ({"nodes": {"aa": {"type": "integer"}}, "edges": [{"source": "x"}]}, "expected source and destination"),
-        ({"nodes": [], "edges": []}, "expected at least one node, got none"),
+        ({"nodes": {}, "edges": []}, "expected at least one node, got none"),
         (ui_workflow([ui_node("first")], [wire("first.value", "frist.a")]), r"got 'frist' \(nearest valid value: first\)"),
         (ui_workflow([{"id": "x", "type": "group"}]), "canvas node: expected invocation"),
     ],

@@ -48,8 +48,10 @@ def _arguments() -> argparse.Namespace:
 
 def _in_own_process(frames: int) -> float:
     command = [sys.executable, __file__, *sys.argv[1:], "--case", str(frames)]
-    # More threads keep more arenas and scratch buffers, by chance more in one run than in the other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    # More threads keep more arenas and scratch buffers, by chance more in one run than in the other; and glibc, left alone,
+    # learns to keep large freed blocks, by chance tens of MiB of them.
+    fixed = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    environment = {**os.environ, **fixed, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return float(output.split("grown_mib")[1])
 

@@ -30,8 +30,7 @@ def demo(arguments: Namespace, console: Console) -> int:
     out = check_out_folder(Path(arguments.out))
     prompt = toy.prompt if arguments.prompt is None else arguments.prompt
     console.note(f'prompt: "{prompt}" (seed {arguments.seed})')
-    frames = toy.num_frames if arguments.frames is None else arguments.frames
-    for hint in (unknown_words(prompt, toy.words), unusual_length(frames, toy.trained_frames)):
+    for hint in (unknown_words(prompt, toy.words), unusual_length(_frames(arguments, toy), toy.trained_frames)):
         if hint:
             console.note(hint)
     request = RunRequest(
@@ -70,16 +69,19 @@ def check_arguments(arguments: Namespace, toy: ToySettings) -> None:
         if value is not None and not lowest <= value <= highest:
             nearest = lowest if not value > lowest else highest
             raise BadInput.expected(f"--{name}", f"{lowest} to {highest}", value, nearest)
-    frames = toy.num_frames if arguments.frames is None else arguments.frames
-    shape = ClipShape("z-image-video", frames, toy.height, toy.width, toy.f_patch_size)
+    shape = ClipShape("z-image-video", _frames(arguments, toy), toy.height, toy.width, toy.f_patch_size)
     duration_seconds(shape.num_frames, toy.fps if arguments.fps is None else arguments.fps)
+
+
+def _frames(arguments: Namespace, toy: ToySettings) -> int:
+    return toy.num_frames if arguments.frames is None else arguments.frames
 
 
 def settings_for(arguments: Namespace, toy: ToySettings, prompt: str) -> list[Setting]:
     """The workflow's inputs: what the person said, else what the model was made for."""
     values = {
         "positive_prompt.prompt": prompt,
-        "denoise.num_frames": toy.num_frames if arguments.frames is None else arguments.frames,
+        "denoise.num_frames": _frames(arguments, toy),
         "denoise.width": toy.width,
         "denoise.height": toy.height,
         "denoise.f_patch_size": toy.f_patch_size,

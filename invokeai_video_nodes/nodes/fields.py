@@ -48,6 +48,7 @@ class Describe:
         "Moves the noise schedule: higher spends more steps on the overall motion, lower more on detail. "
         "0 or empty: as the checkpoint says. The number of frames never enters."
     )
+    codec = "The gallery plays H.264. The H.265 file is smaller; it lies beside the other as NAME.h265.mp4."
     crf = "Quality of the video file: 0 is lossless and large, 18 looks the same to the eye, 51 is the worst."
 
 

@@ -50,11 +50,7 @@ class ZImageVideoDecodeInvocation(BaseInvocation, WithMetadata, WithBoard):
         title="Frames per Second",
     )
     crf: int = InputField(default=18, ge=0, le=51, description=Describe.crf, title="Quality (CRF)")
-    codec: CodecChoice = InputField(
-        default="h264",
-        description="The gallery plays H.264. The H.265 file is smaller; it lies beside the other as NAME.h265.mp4.",
-        ui_choice_labels=CODEC_LABELS,
-    )
+    codec: CodecChoice = InputField(default="h264", description=Describe.codec, ui_choice_labels=CODEC_LABELS)
 
     @torch.no_grad()
     def invoke(self, context: InvocationContext) -> VideoOutput:

@@ -61,11 +61,7 @@ class FramesToVideoInvocation(BaseInvocation, WithMetadata, WithBoard):
     images: list[ImageField] = InputField(description="The images in playing order, all of one size.")
     fps: int = InputField(default=8, ge=1, le=60, description="Frames per second at which the clip plays.", title="Frames per Second")
     crf: int = InputField(default=18, ge=0, le=51, description=Describe.crf, title="Quality (CRF)")
-    codec: CodecChoice = InputField(
-        default="h264",
-        description="The gallery plays H.264. The H.265 file is smaller; it lies beside the other as NAME.h265.mp4.",
-        ui_choice_labels=CODEC_LABELS,
-    )
+    codec: CodecChoice = InputField(default="h264", description=Describe.codec, ui_choice_labels=CODEC_LABELS)
 
     def invoke(self, context: InvocationContext) -> VideoOutput:
         width, height = self._common_size(context)

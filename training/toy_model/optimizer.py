@@ -1,8 +1,8 @@
 """Muon for the hidden matrices, in fp32 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
 torch.optim.Muon orthogonalises in bfloat16, which most CPUs only emulate; this one keeps fp32 and stacks matrices of one
-shape into a single batched product. A convolution counts as the matrix that it is to its
-unfolded input. Everything that is not a hidden matrix goes to AdamW.
+shape into a single batched product. A convolution counts as the matrix that it is to its unfolded input. Everything that is not
+a hidden matrix goes to AdamW.
 """
 
 from __future__ import annotations

@@ -65,16 +65,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from error
+
+
 def _add_demo(verbs: Any) -> None:
     about = "a prompt in, an MP4 out, with the toy model that ships with the pack"
     demo = _verb(verbs, "demo", about, epilog=_DEMO_EPILOG)
     demo.add_argument("--prompt", help="what should move, and how")
-    demo.add_argument("--frames", type=int, help="frames of the clip")
-    demo.add_argument("--seed", type=int, default=0, help="same seed, same clip (default %(default)s)")
-    demo.add_argument("--steps", type=int, help="denoising steps")
-    demo.add_argument("--guidance", type=float, help="how strongly the prompt is followed")
-    demo.add_argument("--fps", type=int, help="frames per second of the MP4")
-    demo.add_argument("--scale", type=int, default=1, help="also write a copy enlarged N times, pixel by pixel")
+    demo.add_argument("--frames", type=_whole_number, help="frames of the clip")
+    demo.add_argument("--seed", type=_whole_number, default=0, help="same seed, same clip (default %(default)s)")
+    demo.add_argument("--steps", type=_whole_number, help="denoising steps")
+    demo.add_argument("--guidance", type=_number, help="how strongly the prompt is followed")
+    demo.add_argument("--fps", type=_whole_number, help="frames per second of the MP4")
+    demo.add_argument("--scale", type=_whole_number, default=1, help="also write a copy enlarged N times, pixel by pixel")
     demo.add_argument("--out", default="outputs", help="folder for the clip (default ./%(default)s)")
     _console_options(demo)
 

@@ -42,12 +42,15 @@ def run_doctor(root: Path | str | None = None, json: bool = False) -> int:
     `root`: an InvokeAI root whose invokeai.yaml and nodes/ folder are read too; default INVOKEAI_ROOT, if set.
     """
     root = root or os.environ.get("INVOKEAI_ROOT")
-    findings = list(examine(Path(root) if root else None))
+    findings = []
+    print("starting InvokeAI to look inside it; on a busy machine that takes a minute", file=sys.stderr)
+    for finding in examine(Path(root) if root else None):
+        findings.append(finding)
+        if not json:
+            print(f"{'ok ' if finding.ok else 'BAD'}  {finding.name}: {finding.detail}", flush=True)
     if json:
         print(json_module.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        for finding in findings:
-            print(f"{'ok ' if finding.ok else 'BAD'}  {finding.name}: {finding.detail}")
         bad = sum(not finding.ok for finding in findings)
         print("All is well." if not bad else f"{bad} of {len(findings)} need attention, see the lines marked BAD.")
     return 0 if all(finding.ok for finding in findings) else 1
@@ -106,14 +109,19 @@ def _inside_invokeai(root: Path | None) -> Iterator[Finding]:
     from invokeai_video_patches import bootstrap, node_registration, status
 
     bootstrap.install()
+    problem = None
+    # Nothing is yielded in here: the caller prints each finding, and stdout is not its own meanwhile.
     with _throwaway_root(), contextlib.redirect_stdout(sys.stderr):
         try:
             app = importlib.import_module("invokeai.app.api_app").app
         except Exception as error:
-            yield Finding("InvokeAI", False, f"does not start: {type(error).__name__}: {error}".splitlines()[0])
-            return
-        node_registration.register_nodes()
-        socket = asyncio.run(_socket_status(app))
+            problem = f"does not start: {type(error).__name__}: {error}".splitlines()[0]
+        else:
+            node_registration.register_nodes()
+            socket = asyncio.run(_socket_status(app))
+    if problem:
+        yield Finding("InvokeAI", False, problem)
+        return
     for entry in status.report.entries.values():
         if entry.name not in ("nodes", "web interface"):
             yield Finding(f"patch: {entry.name}", entry.ok, entry.detail)

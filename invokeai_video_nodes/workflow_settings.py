@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +128,11 @@ def _nearest(field: Any, got: Any) -> Any:
     """The value nearest to `got` that a bounded number or a choice of words allows, or None."""
     choices = [value for value in _literals(field.annotation) if isinstance(value, str)]
     if choices:
-        close = get_close_matches(str(got), choices, n=1, cutoff=0.0)
-        return close[0] if close else None
-    whole = "int" in str(field.annotation) and "float" not in str(field.annotation)
+        return nearest_word(str(got), choices)
+    numbers = {kind for kind in (int, float) if kind in _plain_types(field.annotation)}
+    if not numbers:
+        return None
+    whole = float not in numbers
     try:
         number = float(got)
     except (TypeError, ValueError):
@@ -149,6 +150,18 @@ def _nearest(field: Any, got: Any) -> Any:
     if highest is not None:
         number = min(number, highest // step * step if step else highest)
     return int(number) if whole else number
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The annotation itself, or what its unions are made of: {int, None} for `int | None`, {list[int]} for a list."""
+    from types import UnionType
+    from typing import Annotated, Union, get_args, get_origin
+
+    if get_origin(annotation) is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for inner in get_args(annotation) for kind in _plain_types(inner)}
+    return {annotation}
 
 
 def _literals(annotation: Any) -> list[Any]:
@@ -177,7 +190,10 @@ def _media_value(where: str, field: Any, key: str, text: str, import_media: Call
     for name in names or [text]:
         path = Path(str(name)).expanduser()
         if path.is_file():
-            values.append({key: import_media(key, path)})
+            try:
+                values.append({key: import_media(key, path)})
+            except BadInput as error:
+                raise BadInput(f"{where}: {error}") from error
         elif path.suffix and path.name == str(name):
             values.append({key: name})
         else:

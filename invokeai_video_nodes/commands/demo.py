@@ -9,7 +9,7 @@ from pathlib import Path
 
 from invokeai_video_nodes.commands.console import Console
 from invokeai_video_nodes.commands.enlarge import enlarge
-from invokeai_video_nodes.commands.results import check_out_folder
+from invokeai_video_nodes.commands.results import out_folder
 from invokeai_video_nodes.commands.run import RunRequest, file_stem, report, run_workflow
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.toy_settings import TOY_MODEL, ToySettings, toy_settings
@@ -27,33 +27,31 @@ def demo(arguments: Namespace, console: Console) -> int:
     check_arguments(arguments, toy)
     if not (TOY_MODEL / "model_index.json").is_file():
         raise BadInput.expected("toy model", "the model that ships with the pack", f"no model in {TOY_MODEL}")
-    out = check_out_folder(Path(arguments.out))
     prompt = toy.prompt if arguments.prompt is None else arguments.prompt
     console.note(f'prompt: "{prompt}" (seed {arguments.seed})')
     for hint in (unknown_words(prompt, toy.words), unusual_length(_frames(arguments, toy), toy.trained_frames)):
         if hint:
             console.note(hint)
-    request = RunRequest(
-        draft=read_workflow(workflow_file("text_to_video")),
-        settings=settings_for(arguments, toy, prompt),
-        models=[TOY_MODEL],
-        out=out,
-        stem=file_stem(f"{prompt} seed {arguments.seed}"),
-        tell_remarks=False,
-    )
-    delivery = run_workflow(request, console)
-    if arguments.scale > 1:
-        enlarged = [enlarge(path, arguments.scale) for path in delivery.videos]
-        delivery = replace(delivery, videos=delivery.videos + enlarged)
-    report(delivery, console)
+    with out_folder(Path(arguments.out)) as out:
+        request = RunRequest(
+            draft=read_workflow(workflow_file("text_to_video")),
+            settings=settings_for(arguments, toy, prompt),
+            models=[TOY_MODEL],
+            out=out,
+            stem=file_stem(f"{prompt} seed {arguments.seed}"),
+            tell_remarks=False,
+        )
+        delivery = run_workflow(request, console)
+        if arguments.scale > 1:
+            enlarged = [enlarge(path, arguments.scale) for path in delivery.videos]
+            delivery = replace(delivery, videos=delivery.videos + enlarged)
+        report(delivery, console)
     console.note(f"done in {delivery.startup_seconds + delivery.seconds:.0f} s; the clip lies in {out}")
     return 0
 
 
 def check_arguments(arguments: Namespace, toy: ToySettings) -> None:
     """Refuse what the model cannot do before anything is loaded; BadInput names the nearest value that works."""
-    from invokeai_video_nodes.pipelines.shapes import ClipShape, duration_seconds
-
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise BadInput.expected("--prompt", "a few words", "nothing", toy.prompt)
     if not arguments.out:
@@ -69,8 +67,9 @@ def check_arguments(arguments: Namespace, toy: ToySettings) -> None:
         if value is not None and not lowest <= value <= highest:
             nearest = lowest if not value > lowest else highest
             raise BadInput.expected(f"--{name}", f"{lowest} to {highest}", value, nearest)
-    shape = ClipShape("z-image-video", _frames(arguments, toy), toy.height, toy.width, toy.f_patch_size)
-    duration_seconds(shape.num_frames, toy.fps if arguments.fps is None else arguments.fps)
+    from invokeai_video_nodes.pipelines.shapes import FRAME_RULES  # imports torch, so it comes last
+
+    FRAME_RULES["z-image-video"].check_frames(_frames(arguments, toy), toy.f_patch_size, what="--frames")
 
 
 def _frames(arguments: Namespace, toy: ToySettings) -> int:

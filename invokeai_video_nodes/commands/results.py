@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from invokeai_video_nodes.pipelines.errors import BadInput, OutputError
 
 
-def check_out_folder(folder: Path) -> Path:
-    """The folder, made if need be; BadInput when it cannot be written. Called before anything expensive."""
+@contextmanager
+def out_folder(folder: Path | None) -> Iterator[Path | None]:
+    """The folder, made before anything expensive; a new one goes again where nothing came to lie in it.
+
+    BadInput when it cannot be made or written. None (results stay in the gallery) stays None.
+    """
+    if folder is None:
+        yield None
+        return
+    is_new = not folder.exists()
+    path = _writable(folder)
+    try:
+        yield path
+    finally:
+        if is_new and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from invokeai_video_nodes.commands.console import Console, ProgressBar
-from invokeai_video_nodes.commands.results import check_out_folder, copy_result
+from invokeai_video_nodes.commands.results import copy_result, out_folder
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.prepare_uninstall import processes_using
 from invokeai_video_nodes.workflow_graph import WorkflowDraft, read_workflow, workflow_as_run
@@ -61,10 +61,10 @@ def run(arguments: Namespace, console: Console) -> int:
     settings = [parse_setting(text) for text in arguments.set]
     models = [_existing(Path(text)) for text in arguments.model]
     root = _root(arguments.root)
-    out = Path(arguments.out) if arguments.out else (Path("outputs") if root is None else None)
-    request = RunRequest(draft=draft, settings=settings, models=models, root=root, out=None if out is None else check_out_folder(out))
-    delivery = run_workflow(request, console)
-    report(delivery, console)
+    named = Path(arguments.out) if arguments.out else (Path("outputs") if root is None else None)
+    with out_folder(named) as out:
+        request = RunRequest(draft=draft, settings=settings, models=models, root=root, out=out)
+        report(run_workflow(request, console), console)
     return 0
 
 
@@ -145,7 +145,9 @@ def import_media(services: Any, key: str, path: Path) -> str:
         try:
             with Image.open(path) as image:
                 pixels = ImageOps.exif_transpose(image).copy()
-        except (UnidentifiedImageError, OSError) as error:
+        except UnidentifiedImageError as error:
+            raise BadInput.expected(str(path), "an image file, such as PNG, JPEG or WebP", "a file that is none") from error
+        except OSError as error:
             raise BadInput.expected(str(path), "an image file", str(error)) from error
         return services.images.create(pixels, ResourceOrigin.EXTERNAL, ImageCategory.USER).image_name
     from invokeai.app.util.video_thumbnails import probe_video_with_codec

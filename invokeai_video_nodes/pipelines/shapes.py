@@ -45,15 +45,15 @@ class FrameRule:
         lower = max(pixels // self.size_step, 1) * self.size_step
         return min((lower, lower + self.size_step), key=lambda size: (abs(size - pixels), size))
 
-    def check_frames(self, num_frames: int, f_patch_size: int = 1) -> None:
-        """Raise BadInput unless the family delivers `num_frames`."""
+    def check_frames(self, num_frames: int, f_patch_size: int = 1, *, what: str = "num_frames") -> None:
+        """Raise BadInput, which names `what`, unless the family delivers `num_frames`."""
         if num_frames not in self._counts(f_patch_size):
             expected = f"{self.min_frames} to {self.max_frames}"
             if f_patch_size > 1:
                 expected += f" and divisible by f_patch_size {f_patch_size}"
             if self.frame_step > 1:
                 expected += f" and of the form {self.frame_step}n+{self.frame_offset}"
-            raise BadInput.expected("num_frames", expected, num_frames, self.nearest_frames(num_frames, f_patch_size))
+            raise BadInput.expected(what, expected, num_frames, self.nearest_frames(num_frames, f_patch_size))
 
     def check_size(self, name: str, pixels: int) -> None:
         """Raise BadInput unless `pixels` is a positive multiple of the family's grid."""

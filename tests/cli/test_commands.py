@@ -48,6 +48,13 @@ def write_graph(path: Path, nodes: dict[str, Any], edges: list[Any] | None = Non
     return path
 
 
+def test_a_word_where_a_number_belongs_is_refused_in_plain_words(environment: dict[str, str]) -> None:
+    done = call(environment, "demo", "--frames", "many")
+
+    assert done.returncode == 2
+    assert "--frames: expected a whole number, got 'many'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -55,7 +62,7 @@ def write_graph(path: Path, nodes: dict[str, Any], edges: list[Any] | None = Non
         (["run", "{text_to_video}", "--set", "nonsense"], "error: --set: expected NODE.FIELD=VALUE, got 'nonsense'"),
         (["run", "{text_to_video}", "--model", "/no/such/model"], "error: --model: expected an existing model file or folder"),
         (["run", "{text_to_video}", "--root", "/no/such/root"], "error: --root: expected an existing InvokeAI root folder"),
-        (["demo", "--frames", "15"], "error: num_frames: expected 4 to 128 and divisible by f_patch_size"),
+        (["demo", "--frames", "15"], "error: --frames: expected 4 to 128 and divisible by f_patch_size"),
         (["demo", "--seed", "-1"], "error: --seed: expected 0 to"),
     ],
 )

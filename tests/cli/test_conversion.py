@@ -204,6 +204,14 @@ def test_a_setting_that_does_not_fit_is_refused_with_what_would(classes: dict[st
         set_in(target, classes, text)
 
 
+@pytest.mark.parametrize("text", ["n.scheduler=vp8", "n.latents=5.0"])
+def test_no_nearest_value_is_made_up_where_none_comes_near(classes: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        set_in(draft(n={"type": "denoise_latents"}), classes, text)
+
+    assert "nearest" not in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["value=1", "a.value", ".value=1", "a.=1", "="])
 def test_a_setting_of_the_wrong_form_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--set: expected NODE.FIELD=VALUE"):

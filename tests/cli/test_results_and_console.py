@@ -13,7 +13,7 @@ import pytest
 
 from invokeai_video_nodes.commands.console import own_streams
 from invokeai_video_nodes.commands.demo import check_arguments, settings_for, unknown_words, unusual_length
-from invokeai_video_nodes.commands.results import check_out_folder, copy_result
+from invokeai_video_nodes.commands.results import copy_result, out_folder
 from invokeai_video_nodes.commands.run import file_stem
 from invokeai_video_nodes.pipelines.errors import BadInput, OutputError
 from invokeai_video_nodes.toy_settings import ToySettings, toy_settings
@@ -44,7 +44,19 @@ def test_an_out_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(BadInput, match="--out: expected a folder"):
-        check_out_folder(tmp_path / "file" / "folder")
+        with out_folder(tmp_path / "file" / "folder"):
+            pass
+
+
+def test_a_refused_run_takes_its_new_and_empty_out_folder_away_but_no_other(tmp_path: Path) -> None:
+    with pytest.raises(BadInput), out_folder(tmp_path / "new"):
+        raise BadInput("the run is refused")
+    assert not (tmp_path / "new").exists()
+
+    (tmp_path / "old").mkdir()
+    with out_folder(tmp_path / "old"), out_folder(tmp_path / "used") as used:
+        (used / "clip.mp4").write_bytes(b"clip")
+    assert (tmp_path / "old").is_dir() and (tmp_path / "used" / "clip.mp4").is_file()
 
 
 @pytest.mark.parametrize(("words", "stem"), [("A red Circle, moving!", "a-red-circle-moving"), ("???", "result"), ("x" * 99, "x" * 60)])
@@ -96,7 +108,7 @@ def demo_arguments(**given: object) -> Namespace:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"frames": 15}, r"num_frames: expected .*divisible by f_patch_size 2, got 15 \(nearest valid value: 14\)"),
+        ({"frames": 15}, r"--frames: expected .*divisible by f_patch_size 2, got 15 \(nearest valid value: 14\)"),
         ({"frames": 500}, "nearest valid value: 128"),
         ({"seed": -1}, r"--seed: expected 0 to 4294967295, got -1 \(nearest valid value: 0\)"),
         ({"steps": 0}, r"--steps: expected 1 to 1000, got 0 \(nearest valid value: 1\)"),

@@ -39,7 +39,7 @@ check: $(VENV)/.installed ## lint, types and architecture, under 60 seconds
 bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or difference
 	@failed=0; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
-soak: setup ## the long judgement of the toy model: at least 400 clips
+soak: setup ## the long judgement of the toy model: 2,000 prompts
 	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed

@@ -1,7 +1,8 @@
 """Synthetic clips: one coloured shape on a soft pale background, moving at a constant pace.
 
-A `Subject` (shape, colour, motion) and a seed go in; `[24, 64, 64, 3]` uint8 frames come out. The pace is constant and the
-whole track stays inside the picture, so every window of a clip is itself a valid clip of the same subject.
+A `Subject` (shape, colour, motion) and a seed go in; `[24, 64, 64, 3]` uint8 frames come out. The pace is constant, the
+whole track stays inside the picture and passes near its middle, so every window of a clip is itself a valid clip of the same
+subject. Turning shapes start upright.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 SIZE = 64  # pixels
 FRAMES = 24
+OFF_CENTRE = 7.0  # pixels that a track's middle may be away from the picture's, in x and in y
 
 SHAPES = ("circle", "square", "triangle", "star")
 
@@ -164,26 +166,24 @@ def _polygon_distance(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.n
 
 
 def draw_track(subject: Subject, generator: np.random.Generator) -> Track:
-    """A random track of `subject` that stays inside the picture for all 24 frames."""
+    """A random track of `subject` that stays inside the picture for all 24 frames, half-way through near its middle."""
     time = np.arange(FRAMES)
-    radii = np.full(FRAMES, generator.uniform(8.0, 9.5))
+    radii = np.full(FRAMES, generator.uniform(9.5, 10.5))
     turns = np.zeros(FRAMES)
     step = np.zeros(2)
     if subject.motion in DIRECTIONS:
         step = np.array(DIRECTIONS[subject.motion]) * generator.uniform(1.1, 1.35)
     elif subject.motion == "rotating":
-        start = generator.uniform(0.0, 2 * math.pi)
-        turns = start + time * math.radians(generator.uniform(6.0, 8.0))
+        radii = radii + 1.0
+        turns = time * math.radians(generator.uniform(6.0, 8.0))
     else:
-        radii = generator.uniform(6.0, 7.0) + time * generator.uniform(0.28, 0.36)
+        radii = generator.uniform(6.5, 7.5) + time * generator.uniform(0.3, 0.38)
         if subject.motion == "shrinking":
             radii = radii[::-1].copy()
-    travel = step * (FRAMES - 1)
     margin = radii.max() * REACH[subject.shape] + 0.5
-    low = margin - np.minimum(travel, 0.0)
-    high = SIZE - margin - np.maximum(travel, 0.0)
-    start = generator.uniform(np.minimum(low, high), np.maximum(low, high))
-    return Track(centres=start + time[:, None] * step, radii=radii, turns=turns)
+    room = np.clip(SIZE / 2 - margin - np.abs(step) * (FRAMES - 1) / 2, 0.0, OFF_CENTRE)
+    middle = SIZE / 2 + generator.uniform(-room, room)
+    return Track(centres=middle + (time - (FRAMES - 1) / 2)[:, None] * step, radii=radii, turns=turns)
 
 
 def draw_background(generator: np.random.Generator) -> np.ndarray:

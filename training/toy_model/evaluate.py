@@ -144,8 +144,8 @@ def shortfalls(report: dict) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--in-training", type=int, default=200)
-    parser.add_argument("--held-out", type=int, default=200)
+    parser.add_argument("--in-training", type=int, default=1000)
+    parser.add_argument("--held-out", type=int, default=1000)
     parser.add_argument("--first-frame", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from training.toy_model.optimizer import build_optimizers
 
-STEPS = 1700
+STEPS = 1150
 BATCH = 16
 MUON_LR, ADAM_LR = 4.0e-3, 1.0e-3
 LATENT_WEIGHT = 1e-5  # on the latents' mean square, which keeps them from drifting off

@@ -69,9 +69,9 @@ def test_a_short_soak_follows_most_prompts(toy):
         assert right >= least, f"expected {what} right in at least {least} of {len(trials)} clips, got {right}"
 
 
-# Of 24. Some below what the long soak's shares make likely, so that another CPU's rounding does not fail it; the
-# targets themselves are the long soak's, which names those that these weights miss.
-SHORT_SOAK = {"colour": 23, "shape": 21, "motion": 21, "all_right": 20}
+# Of 24. One or two below what the long soak's shares make likely, so that another CPU's rounding does not fail it; the
+# targets themselves are the long soak's.
+SHORT_SOAK = {"colour": 23, "shape": 22, "motion": 23, "all_right": 22}
 
 
 def test_a_held_picture_is_frame_0_to_within_the_vaes_own_round_trip(toy):

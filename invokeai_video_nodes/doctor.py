@@ -43,7 +43,6 @@ def run_doctor(root: Path | str | None = None, json: bool = False) -> int:
     """
     root = root or os.environ.get("INVOKEAI_ROOT")
     findings = []
-    print("starting InvokeAI to look inside it; on a busy machine that takes a minute", file=sys.stderr)
     for finding in examine(Path(root) if root else None):
         findings.append(finding)
         if not json:
@@ -109,6 +108,7 @@ def _inside_invokeai(root: Path | None) -> Iterator[Finding]:
     from invokeai_video_patches import bootstrap, node_registration, status
 
     bootstrap.install()
+    print("starting InvokeAI to look inside it; on a busy machine that takes a minute", file=sys.stderr)
     problem = None
     # Nothing is yielded in here: the caller prints each finding, and stdout is not its own meanwhile.
     with _throwaway_root(), contextlib.redirect_stdout(sys.stderr):

@@ -22,6 +22,8 @@ class Interface:
         page.on("response", self._note_polling)
         self.progress: list[str] = []
         page.on("websocket", self._note_websocket)
+        # It opens over the tabs once per version, some time after the page: on a busy machine after any wait that one would choose.
+        page.add_locator_handler(page.get_by_role("dialog").filter(has_text="What's New in Invoke"), self._close)
 
     def _note_polling(self, response: Response) -> None:
         if "transport=polling" in response.url and response.request.method == "GET":
@@ -41,21 +43,14 @@ class Interface:
         self.page.screenshot(path=path)
         return path
 
+    @staticmethod
+    def _close(news: Locator) -> None:
+        news.get_by_role("button", name="Close").click()
+
     def open(self) -> None:
-        """Load the page and close the news."""
+        """Load the page."""
         self.page.goto(self.url)
         self.page.get_by_test_id("Models").wait_for()
-        self.close_news()
-
-    def close_news(self) -> None:
-        """Close the "What's New" window where it stands in the way."""
-        news = self.page.get_by_text("What's New in Invoke")
-        try:
-            news.wait_for(timeout=6_000)
-        except TimeoutError:  # it comes once per version
-            return
-        self.page.get_by_role("button", name="Close").last.click()
-        news.wait_for(state="hidden")
 
     def tab(self, name: str) -> None:
         """Go to one of the tabs at the left edge."""

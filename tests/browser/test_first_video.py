@@ -95,7 +95,6 @@ def picked(ui: Interface, installed: Installed) -> Picked:
     ui.save_workflow()
     ui.page.reload()
     ui.page.get_by_test_id("Workflows").wait_for()
-    ui.close_news()
     ui.tab("Workflows")
     ui.new_workflow()
     ui.load_from_library(WORKFLOW_NAME)

@@ -65,7 +65,7 @@ def test_ffmpeg_has_both_encoders():
     assert doctor._ffmpeg().ok
 
 
-def test_the_kill_switch_is_told_and_invokeai_left_alone(monkeypatch):
+def test_the_kill_switch_is_told_and_invokeai_left_alone(monkeypatch, capsys):
     monkeypatch.setenv("INVOKEAI_VIDEO_DISABLE", "1")
 
     findings = {finding.name: finding for finding in doctor.examine(None)}
@@ -73,6 +73,7 @@ def test_the_kill_switch_is_told_and_invokeai_left_alone(monkeypatch):
     assert not findings["kill switch"].ok
     assert "INVOKEAI_VIDEO_DISABLE is set" in findings["kill switch"].detail
     assert not any(name.startswith("patch:") for name in findings)
+    assert "starting InvokeAI" not in capsys.readouterr().err
 
 
 def test_an_unknown_invokeai_is_told_with_the_versions_it_should_be(monkeypatch):
@@ -82,6 +83,20 @@ def test_an_unknown_invokeai_is_told_with_the_versions_it_should_be(monkeypatch)
 
     assert findings["invokeai"] == Finding("invokeai", False, "6.15.0; expected 6.14.2 or a later 6.14, so stock behaviour")
     assert not any(name.startswith("patch:") for name in findings)
+
+
+def test_each_finding_is_printed_before_the_next_is_looked_for(monkeypatch, capsys):
+    printed = []
+
+    def findings(root):
+        yield Finding("first", True, "quick")
+        printed.append(capsys.readouterr().out)
+        yield Finding("second", True, "slow")
+
+    monkeypatch.setattr(doctor, "examine", findings)
+    doctor.run_doctor()
+
+    assert printed == ["ok   first: quick\n"]
 
 
 def test_a_pack_in_the_nodes_folder_is_a_way_in(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from invokeai_video_nodes.commands.run import RunRequest, import_media, prepare
+from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.workflow_files import workflow_file, workflow_files
 from invokeai_video_nodes.workflow_graph import read_workflow, workflow_as_run
 from invokeai_video_nodes.workflow_settings import parse_setting
@@ -157,6 +158,17 @@ def test_a_file_runs_and_leaves_its_workflow_with_the_video(stem: str, engine: E
     assert stored["edges"] == content(stem)["edges"]
     assert inputs["denoise"]["steps"]["value"] == 2
     assert inputs["loader"]["model"]["value"]["key"] == tiny_model["key"]
+
+
+def test_a_text_file_as_picture_is_refused_with_its_node_and_field(engine: Engine, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.png"
+    notes.write_text("not a picture")
+    request = RunRequest(draft=read_workflow(workflow_file("image_to_video")), settings=[parse_setting(f"encode.image={notes}")])
+
+    with pytest.raises(BadInput, match=r"id encode\)\.image: .*expected an image file") as refused:
+        prepare(request, engine)
+
+    assert str(notes) in str(refused.value)
 
 
 def test_a_video_from_disk_is_in_the_gallery_afterwards(engine: Engine, tiny_model: dict[str, Any], tmp_path: Path) -> None:

@@ -67,3 +67,13 @@ def build_optimizers(model: nn.Module, *, hidden_names: tuple[str, ...], muon_lr
         Muon(hidden, lr=muon_lr, weight_decay=0.02),
         torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
+
+
+def descend(model: nn.Module, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], rates: list[float]) -> None:
+    """One step down the gradient of `loss`, clipped to norm 1, each optimizer at its learning rate."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()

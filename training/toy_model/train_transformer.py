@@ -20,7 +20,7 @@ from training.toy_model.captions import caption, with_unknown_words
 from training.toy_model.clips import FRAMES, REVERSED, Subject, split_subjects
 from training.toy_model.data import CLIPS_PER_SUBJECT
 from training.toy_model.fast_block import run_block
-from training.toy_model.optimizer import build_optimizers
+from training.toy_model.optimizer import build_optimizers, descend
 from training.toy_model.text import HIDDEN, build_text_encoder, build_tokenizer, encode
 
 STEPS = 6000
@@ -176,6 +176,8 @@ class Sampler:
         odds = np.array(list(LENGTHS.values()), dtype=float)
         self.odds = odds / odds.sum()
         self.is_rotating = np.array([subject.motion == "rotating" for subject in self.subjects])
+        often = np.where(self.is_rotating, ROTATING_ODDS, 1.0)
+        self.subject_odds = often / often.sum()
 
     def __call__(self, step: int) -> Batch:
         draw = np.random.default_rng([41, step])
@@ -184,8 +186,7 @@ class Sampler:
         caption_length = 2 * CAPTION_MULTIPLE if draw.random() < 0.05 else CAPTION_MULTIPLE
         tokens = math.ceil(frames // f * 16 / 32) * 32 + caption_length
         size = max(8, round(TOKENS_PER_STEP / tokens))
-        often = np.where(self.is_rotating, ROTATING_ODDS, 1.0)
-        subjects = draw.choice(len(self.subjects), size=size, p=often / often.sum())
+        subjects = draw.choice(len(self.subjects), size=size, p=self.subject_odds)
         clips = [self._window(int(s), frames, draw) for s in subjects]
         x0 = torch.stack(clips)
         quantiles = (torch.arange(size) + torch.rand(size, generator=torch_draw)) / size
@@ -252,14 +253,8 @@ def train_transformer(
     first = _resume(checkpoint, model, average, optimizers)
     begin, losses = time.time(), []
     for step in range(first, until or steps):
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * rate_share(step, steps)
-            optimizer.zero_grad(set_to_none=True)
         loss = flow_loss(model, sampler(step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        descend(model, loss, optimizers, [peak * rate_share(step, steps) for peak in peaks])
         decay = min(EMA, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         losses.append(float(loss.detach()))

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from training.toy_model.optimizer import build_optimizers
+from training.toy_model.optimizer import build_optimizers, descend
 
 STEPS = 1150
 BATCH = 16
@@ -74,14 +74,8 @@ def train_vae(clips: np.ndarray, folder: Path, *, steps: int = STEPS, log=print)
     for step in range(steps):
         frames = clips[chooser.integers(len(clips), size=BATCH), chooser.integers(clips.shape[1], size=BATCH)]
         pixels = to_pixels(frames).contiguous(memory_format=torch.channels_last)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak=peak, warm_up=30)
-            optimizer.zero_grad(set_to_none=True)
         loss, error = _loss(vae, pixels, LATENT_NOISE * min(1.0, step / NOISE_RAMP), noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        descend(vae, loss, optimizers, [learning_rate(step, steps, peak=peak, warm_up=30) for peak in peaks])
         errors.append(float(error))
         if step % 100 == 99:
             psnr = -10 * math.log10(np.mean(errors[-100:]) / 4)

@@ -24,3 +24,11 @@ class Canceled(Exception):
 
 class OutputError(RuntimeError):
     """The result could not be written (disk full, encoder failed); nothing unfinished was left behind."""
+
+
+class NotFinite(RuntimeError):
+    """A computation gave inf or nan, which no step after it can mend."""
+
+
+class OutOfMemory(RuntimeError):
+    """Not even the smallest piece of work fits into memory."""

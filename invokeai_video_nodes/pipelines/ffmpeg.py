@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import IO
 
 import imageio_ffmpeg
 
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 # swscale's defaults shift colours by rounding; these cost little and keep 8-bit RGB within one step per pass.
 EXACT_SCALING = "flags=bicubic+accurate_rnd+full_chroma_int"
 
@@ -53,8 +55,8 @@ class Ffmpeg:
         self.finish()
 
     def last_words(self) -> str:
-        """The end of what it wrote to stderr, one line."""
-        return " / ".join(self._messages[-3:]) or "no message"
+        """The end of what it wrote to stderr, one line, without addresses in memory."""
+        return _ADDRESS.sub("", " / ".join(self._messages[-3:])) or "no message"
 
     def _read_messages(self) -> None:
         stderr = self.process.stderr

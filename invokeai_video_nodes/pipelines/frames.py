@@ -39,6 +39,22 @@ def read_frames(
     return _read(path, every_nth=every_nth, skip=skip, limit=limit, size=size)
 
 
+def count_frames(path: Path | str) -> int:
+    """How many frames `read_frames` yields of `path`; they are decoded but not converted. Raises BadInput where it is no video."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput.expected("video", "an existing file", path)
+    # One line of text per frame, beside comments; containers' own counts are guesses.
+    ffmpeg = Ffmpeg(["-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "pipe:1"], feed=False)
+    try:
+        count = sum(not line.startswith(b"#") for line in ffmpeg.pipe)
+        if ffmpeg.finish() != 0 or not count:
+            raise BadInput.expected(f"video {path}", "a file that ffmpeg can read", ffmpeg.last_words())
+        return count
+    finally:
+        ffmpeg.kill()
+
+
 def _read(
     path: Path, *, every_nth: int, skip: int, limit: int | None, size: tuple[int, int] | None
 ) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ half a video. The name carries the writer's process, so that `clean_stale` can t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -31,6 +32,8 @@ _ENCODERS = {
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _MAX_CRF = 51
 _CLOCK_TOLERANCE_SECONDS = 5
+_DISK_FULL = os.strerror(errno.ENOSPC)
+_UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"))
 
 _TEMPORARY = re.compile(r"^\.invokeai-video-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]+\.part$")
 
@@ -63,11 +66,12 @@ def write_mp4(
             raise OutputError(f"Writing {target}: expected an existing folder, got {target.parent}")
     growing = {target: target.with_name(temporary_name()) for target in targets}
     outputs = [_output(growing[target], codec, crf, preset) for target, codec in targets.items()]
+    free = shutil.disk_usage(path.parent).free
     ffmpeg = Ffmpeg([*_input(fps, width, height), *chain.from_iterable(outputs)], feed=True)
     try:
         written = _feed(ffmpeg, frames, width=width, height=height, stop=stop)
         if ffmpeg.finish() != 0:
-            raise _output_error(path, growing, ffmpeg, written)
+            raise _output_error(path.parent, growing, ffmpeg, frames=written, free=free)
         if not written:
             raise BadInput.expected("frames to write", "at least 1", 0)
         _put_in_place(growing)
@@ -161,23 +165,25 @@ def _put_in_place(growing: Mapping[Path, Path]) -> None:
     except OSError as error:
         for target in done:
             target.unlink(missing_ok=True)
-        raise OutputError(f"Naming the finished video failed: {error}; nothing was kept") from error
+        raise OutputError(f"Naming the finished video failed: {error}; the video was removed") from error
 
 
-def _output_error(path: Path, growing: Mapping[Path, Path], ffmpeg: Ffmpeg, written: int) -> OutputError:
-    """What could not be written, what it needed so far, and what the disk has once the unfinished file is gone."""
-    needed = sum(temporary.stat().st_size for temporary in growing.values() if temporary.exists())
+def _output_error(folder: Path, growing: Mapping[Path, Path], ffmpeg: Ffmpeg, *, frames: int, free: int) -> OutputError:
+    """What could not be written: how far it came, of the bytes that were `free` when it began. The unfinished files go."""
+    size = sum(temporary.stat().st_size for temporary in growing.values() if temporary.exists())
     for temporary in growing.values():
         temporary.unlink(missing_ok=True)
-    free = shutil.disk_usage(path.parent).free
+    words = ffmpeg.last_words()
+    why = "the disk is full" if _DISK_FULL in words else f"ffmpeg says: {words}"
     return OutputError(
-        f"Writing {path} failed after {written} frames: expected room for more than {_megabytes(needed)}, "
-        f"got {_megabytes(free)} free on the disk; nothing was kept. ffmpeg says: {ffmpeg.last_words()}"
+        f"Writing the video to {folder} failed after {frames} frames: {why}. {_bytes(free)} were free when it began, "
+        f"{_bytes(size)} were written; the unfinished video was removed."
     )
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+def _bytes(size: int) -> str:
+    power, unit = next((step for step in _UNITS if size >= 2 ** step[0]), _UNITS[-1])
+    return f"{size / 2**power:.1f} {unit}"
 
 
 def _is_running(pid: int, started: int) -> bool:

@@ -11,16 +11,13 @@ from typing import Any, Protocol
 
 import torch
 
-from .errors import BadInput, Canceled, Stop
+from .errors import BadInput, Canceled, NotFinite, Stop
 
 
 class Velocity(Protocol):
-    """Latents [1, C, F, h, w] at `time` (0 = pure noise, 1 = clean) -> velocity of the same shape, float32.
+    """Latents [1, C, F, h, w] at the scheduler's `timestep` -> velocity of the same shape, float32. `step` counts from 0."""
 
-    `step` counts from 0.
-    """
-
-    def __call__(self, latents: torch.Tensor, *, time: torch.Tensor, step: int, total: int) -> torch.Tensor: ...
+    def __call__(self, latents: torch.Tensor, *, timestep: torch.Tensor, step: int, total: int) -> torch.Tensor: ...
 
 
 class OnStep(Protocol):
@@ -62,6 +59,22 @@ class HeldFrame:
         return torch.cat([frame, latents[:, :, 1:]], dim=2)
 
 
+@dataclass(frozen=True)
+class KeptRegion:
+    """What a mask keeps of a clip: after each step it is put back at the level of noise that the step has reached."""
+
+    clean: torch.Tensor
+    """[1, C, F, h, w]"""
+    noise: torch.Tensor
+    """[1, C, F, h, w]"""
+    change: torch.Tensor
+    """[1, 1, F or 1, h, w] in 0..1: 1 is made anew, 0 is kept."""
+
+    def put_back(self, latents: torch.Tensor, *, sigma: torch.Tensor) -> torch.Tensor:
+        """The latents with the kept part at noise level `sigma`."""
+        return self.change * latents + (1.0 - self.change) * noised(self.clean, noise=self.noise, sigma=sigma)
+
+
 def sample(
     velocity: Velocity,
     *,
@@ -69,12 +82,14 @@ def sample(
     scheduler: Any,
     generator: torch.Generator | None = None,
     held: HeldFrame | None = None,
+    kept: KeptRegion | None = None,
     on_step: OnStep | None = None,
     stop: Stop | None = None,
 ) -> torch.Tensor:
     """Run `scheduler` from its first timestep to its last and return the latents, float32.
 
-    `generator` feeds samplers that add noise (lcm). `stop` is asked before every model call; True raises Canceled.
+    `generator` feeds samplers that add noise (lcm). `stop` is asked before every model call; True raises Canceled. Raises
+    NotFinite after the first step whose latents are not all numbers.
     """
     total, scale = steps_of(scheduler), scheduler.config.num_train_timesteps
     step = 0
@@ -82,20 +97,31 @@ def sample(
         if stop is not None and stop():
             raise Canceled
         seen = latents if held is None else held.placed(latents, step=step)
-        v = velocity(seen, time=(scale - timestep) / scale, step=step, total=total)
+        v = velocity(seen, timestep=timestep, step=step, total=total)
         latents = scheduler.step(v, timestep, seen, return_dict=False, generator=generator)[0]
         is_half_step = getattr(scheduler, "dt", None) is not None and index + 1 < len(scheduler.timesteps)
         if is_half_step:
             continue
         if held is not None:
             latents = held.released(latents, step=step, total=total, sigma_next=scheduler.sigmas[index + 1])
+        if kept is not None:
+            latents = kept.put_back(latents, sigma=scheduler.sigmas[index + 1])
         step += 1
+        _check_finite(latents, step=step, total=total)
         if on_step is not None:
             on_step(step, total, seen - timestep / scale * v, latents)
     return latents
 
 
-def noised(clean: torch.Tensor, *, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+def _check_finite(latents: torch.Tensor, *, step: int, total: int) -> None:
+    if not bool(torch.isfinite(latents).all()):
+        raise NotFinite(
+            f"denoising: expected numbers after step {step} of {total}, got inf or nan. The clip would be black, so nothing is kept. "
+            "Try it without LoRAs and with a lower guidance or shift; if that does not help, the model's file is damaged."
+        )
+
+
+def noised(clean: torch.Tensor, *, noise: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
     """Clean latents at noise level `sigma`: 0 = clean, 1 = the noise alone."""
     return (1.0 - sigma) * clean + sigma * noise
 

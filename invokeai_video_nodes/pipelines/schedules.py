@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 
@@ -20,6 +21,9 @@ SchedulerName = Literal["euler", "heun", "lcm"]
 
 # The public Z-Image release's scheduler_config.json.
 PUBLIC_Z_IMAGE: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}
+
+# Below it the first noise level is no number in float32; above it all steps but the last are at nearly the same level.
+MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
 
 # Steps are counted on a grid of 1/steps: 0.29 * 100 must be step 29 although it is 28.999... in binary.
 _GRID_TOLERANCE = 1e-6
@@ -46,13 +50,14 @@ def flow_match_scheduler(
         raise BadInput.expected("steps", "1 or more", steps, 1)
     settings = dict(PUBLIC_Z_IMAGE if config is None else config)
     if shift is not None:
-        if shift <= 0:
-            raise BadInput.expected("shift", "more than 0", shift, 1.0)
+        if not MIN_SHIFT <= shift <= MAX_SHIFT:
+            nearest = MIN_SHIFT if shift < MIN_SHIFT else MAX_SHIFT
+            raise BadInput.expected("shift", f"{MIN_SHIFT:g} to {MAX_SHIFT:g}", shift, f"{nearest:g}")
         settings.update(shift=shift, use_dynamic_shifting=False)
 
     euler = FlowMatchEulerDiscreteScheduler.from_config(settings)
     mu = resolution_shift(image_tokens, settings) if euler.config.use_dynamic_shifting else None
-    euler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    euler.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1], mu=mu)
     first, last = _kept_steps(steps, denoising_start, denoising_end)
     sigmas, timesteps = euler.sigmas[first : last + 1], euler.timesteps[first:last]
 

@@ -17,14 +17,17 @@ import torch
 
 from .errors import BadInput
 
-Family = Literal["z-image-video", "hunyuan-video", "animatediff", "svd"]
+Family = Literal["z-image-video", "hunyuan-video", "hunyuan-video-1.5", "animatediff", "svd"]
 
 F_PATCH_SIZES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class FrameRule:
-    """Which frame counts and sizes a family delivers. Counts are n * frame_step + frame_offset between the limits."""
+    """Which frame counts and sizes a family delivers. Counts are n * frame_step + frame_offset between the limits.
+
+    Widths and heights are multiples of `size_step` up to `max_size` pixels, several times what any of the models was trained on.
+    """
 
     min_frames: int
     max_frames: int
@@ -35,14 +38,21 @@ class FrameRule:
     frame_offset: int = 0
     temporal_factor: int = 1
     trained_frames: tuple[int, ...] = ()
+    max_size: int = 4096
 
     def nearest_frames(self, num_frames: int, f_patch_size: int = 1) -> int:
         """The valid frame count closest to `num_frames`; of two equally close ones the smaller (and cheaper)."""
         return min(self._counts(f_patch_size), key=lambda count: (abs(count - num_frames), count))
 
+    def most_frames(self, available: int) -> int | None:
+        """The largest valid frame count of a clip cut from `available` frames; None where they are too few."""
+        return max((count for count in self._counts(1) if count <= available), default=None)
+
     def nearest_size(self, pixels: int) -> int:
         """The valid width or height closest to `pixels`; of two equally close ones the smaller."""
         lower = max(pixels // self.size_step, 1) * self.size_step
+        if lower >= self.max_size:
+            return self.max_size
         return min((lower, lower + self.size_step), key=lambda size: (abs(size - pixels), size))
 
     def check_frames(self, num_frames: int, f_patch_size: int = 1, *, what: str = "num_frames") -> None:
@@ -56,7 +66,9 @@ class FrameRule:
             raise BadInput.expected(what, expected, num_frames, self.nearest_frames(num_frames, f_patch_size))
 
     def check_size(self, name: str, pixels: int) -> None:
-        """Raise BadInput unless `pixels` is a positive multiple of the family's grid."""
+        """Raise BadInput unless `pixels` is a positive multiple of the family's grid, and no more than `max_size`."""
+        if pixels > self.max_size:
+            raise BadInput.expected(name, f"at most {self.max_size} pixels", pixels, self.max_size)
         if pixels <= 0 or pixels % self.size_step:
             expected = f"a positive multiple of {self.size_step} pixels"
             raise BadInput.expected(name, expected, pixels, self.nearest_size(pixels))
@@ -72,6 +84,10 @@ class FrameRule:
         """Frames -> latent frames. A 3D VAE keeps the first one and folds the rest: 16 -> (16-1)//4+1 = 4, 17 -> 5."""
         return (num_frames - 1) // self.temporal_factor + 1
 
+    def frames(self, latent_frames: int) -> int:
+        """Latent frames -> the frames that they decode to: 3 -> (3-1)*4+1 = 9."""
+        return (latent_frames - 1) * self.temporal_factor + 1
+
     def _counts(self, f_patch_size: int) -> list[int]:
         counts = range(self.min_frames, self.max_frames + 1)
         return [n for n in counts if n % f_patch_size == 0 and (n - self.frame_offset) % self.frame_step == 0]
@@ -79,8 +95,9 @@ class FrameRule:
 
 FRAME_RULES: dict[Family, FrameRule] = {
     "z-image-video": FrameRule(min_frames=4, max_frames=128, size_step=16, patch_size=2),
-    "hunyuan-video": FrameRule(
-        min_frames=5, max_frames=129, size_step=16, patch_size=2, frame_step=4, frame_offset=1, temporal_factor=4
+    "hunyuan-video": FrameRule(min_frames=5, max_frames=129, size_step=16, patch_size=2, frame_step=4, frame_offset=1, temporal_factor=4),
+    "hunyuan-video-1.5": FrameRule(
+        min_frames=5, max_frames=129, size_step=16, spatial_factor=16, frame_step=4, frame_offset=1, temporal_factor=4
     ),
     "animatediff": FrameRule(min_frames=4, max_frames=128, size_step=8),
     "svd": FrameRule(min_frames=4, max_frames=128, size_step=8, trained_frames=(14, 25)),
@@ -145,6 +162,14 @@ class ClipShape:
     def token_features(self) -> int:
         """Values that one token holds."""
         return self.f_patch_size * self.rule.patch_size**2 * self.latent_channels
+
+    def check_clip(self, latents: torch.Tensor) -> None:
+        """Raise BadInput, in frames and pixels, unless `latents` [1, C, F, h, w] are of a clip of this shape."""
+        check_latents(latents, channels=self.latent_channels)
+        if tuple(latents.shape) != self.latent_shape:
+            frames, (height, width) = self.rule.frames(latents.shape[2]), (n * self.rule.spatial_factor for n in latents.shape[3:])
+            expected = f"a clip of {self.num_frames} frames of {self.width}x{self.height}, as this node has"
+            raise BadInput.expected("latents", expected, f"{frames} frames of {width}x{height}")
 
     def noise(self, seed: int) -> torch.Tensor:
         """Seeded Gaussian noise of `latent_shape`, float32 on the CPU, the same on every machine."""

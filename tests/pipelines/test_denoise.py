@@ -1,11 +1,14 @@
 """Bit for bit against loops over diffusers' own classes, and what is refused before a weight is used."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from tiny_models import CAPTION_FEATURES
 
-from invokeai_video_nodes.pipelines.errors import BadInput, Canceled
+from invokeai_video_nodes.pipelines.errors import BadInput, Canceled, NotFinite
 from invokeai_video_nodes.pipelines.schedules import flow_match_scheduler
 from invokeai_video_nodes.pipelines.shapes import ClipShape
 from invokeai_video_nodes.pipelines.z_image.denoise import denoise, transformer_call
@@ -22,7 +25,7 @@ def schedule(name="euler", **settings):
 def plain_loop(transformer, latents, positive, negative, scale, f_patch_size, held_steps=0, clean=None):
     """What a reader of diffusers would write: no code of ours but the guidance formula of the decision."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / STEPS, STEPS).tolist())
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, STEPS + 1)[:-1])
     noise = latents.clone()
     for i, t in enumerate(scheduler.timesteps):
         if i < held_steps:
@@ -256,6 +259,21 @@ def test_the_bad_input_test_bites(transformer, monkeypatch):
             transformer,
             latents=LATENTS,
             positive=torch.zeros(7, CAPTION_FEATURES),
+            scheduler=schedule(),
+            f_patch_size=2,
+        )
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_not_a_black_clip(transformer, positive):
+    broken = copy.deepcopy(transformer)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("inf"))
+
+    with pytest.raises(NotFinite, match="after step 1 of 4"):
+        denoise(
+            broken,
+            latents=ClipShape("z-image-video", 8, 64, 48, 2).noise(seed=3),
+            positive=positive,
             scheduler=schedule(),
             f_patch_size=2,
         )

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from invokeai_video_nodes.pipelines.errors import BadInput
-from invokeai_video_nodes.pipelines.frames import read_frames
+from invokeai_video_nodes.pipelines.frames import count_frames, read_frames
 from invokeai_video_nodes.pipelines.mp4 import write_mp4
 
 COUNT = 20
@@ -47,6 +47,16 @@ def test_every_frame_comes_back_in_order(video):
 )
 def test_frames_are_chosen_by_skip_step_and_limit(video, settings, wanted):
     assert greys(read_frames(video, **settings)) == wanted
+
+
+def test_frames_are_counted_as_they_are_read(video, tmp_path):
+    (tmp_path / "none.mp4").write_text("no video")
+
+    assert count_frames(video) == COUNT
+    with pytest.raises(BadInput, match="an existing file"):
+        count_frames(tmp_path / "missing.mp4")
+    with pytest.raises(BadInput, match="a file that ffmpeg can read"):
+        count_frames(tmp_path / "none.mp4")
 
 
 def test_frames_come_in_the_size_asked_for(video):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from invokeai_video_nodes.pipelines.errors import BadInput, Canceled
+from invokeai_video_nodes.pipelines.errors import BadInput, Canceled, NotFinite
 from invokeai_video_nodes.pipelines.guidance import guide, is_guided
 from invokeai_video_nodes.pipelines.sampling import HeldFrame, sample
 from invokeai_video_nodes.pipelines.schedules import flow_match_scheduler
@@ -10,7 +10,7 @@ NOISE = torch.randn(1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 CLEAN = torch.full((1, 2, 1, 4, 4), 0.25)
 
 
-def curved(latents, *, time, step, total):
+def curved(latents, *, timestep, step, total):
     """dx/dsigma = x: the exact solution shrinks by e from sigma 1 to 0."""
     return latents
 
@@ -49,8 +49,8 @@ def test_lcm_is_reproducible_with_a_seeded_generator_and_not_without_its_seed():
 def test_every_step_is_reported_once_with_an_estimate_of_the_end(name):
     target = torch.full_like(NOISE, 0.5)
 
-    def straight(latents, *, time, step, total):
-        return (latents - target) / (1.0 - time)
+    def straight(latents, *, timestep, step, total):
+        return (latents - target) / (timestep / 1000)
 
     seen = []
     sample(
@@ -82,8 +82,8 @@ def test_a_stopped_run_makes_no_further_call(name, stop_after):
 def held_run(strength, *, name="euler", steps=10, **settings):
     seen = []
 
-    def watched(latents, *, time, step, total):
-        seen.append((step, float(1 - time), latents[:, :, :1].clone()))
+    def watched(latents, *, timestep, step, total):
+        seen.append((step, float(timestep / 1000), latents[:, :, :1].clone()))
         return latents * 0.9
 
     schedule = scheduler(name, steps, **settings)
@@ -136,3 +136,16 @@ def test_guidance_needs_a_scale_above_one_and_a_negative():
     assert not is_guided(1.0, negative) and not is_guided(5.0, None)
     with pytest.raises(BadInput, match=r"guidance_scale: expected 1.0 or more, got 0.5"):
         is_guided(0.5, negative)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "lcm"])
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_step_that_gives_no_numbers_ends_the_run_and_says_which(name, number):
+    seen = []
+
+    def breaks(latents, *, timestep, step, total):
+        return torch.full_like(latents, number if step == 2 else 0.0)
+
+    with pytest.raises(NotFinite, match="expected numbers after step 3 of 8, got inf or nan"):
+        sample(breaks, latents=NOISE, scheduler=scheduler(name), on_step=lambda step, *_: seen.append(step))
+    assert seen == [1, 2]

@@ -1,17 +1,18 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.sampling import steps_of
-from invokeai_video_nodes.pipelines.schedules import flow_match_scheduler, resolution_shift
+from invokeai_video_nodes.pipelines.schedules import MAX_SHIFT, MIN_SHIFT, flow_match_scheduler, resolution_shift
 
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
 
 
 def diffusers_schedule(config, steps, mu=None):
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1], mu=mu)
     return scheduler
 
 
@@ -68,7 +69,9 @@ def test_fractions_that_binary_cannot_hold_still_hit_their_step():
     ("settings", "message"),
     [
         ({"steps": 0}, r"steps: expected 1 or more, got 0 \(nearest valid value: 1\)"),
-        ({"shift": 0.0}, "shift: expected more than 0, got 0.0"),
+        ({"shift": 1e-9}, r"shift: expected 0.01 to 100, got 1e-09 \(nearest valid value: 0.01\)"),
+        ({"shift": float("inf")}, r"shift: expected 0.01 to 100, got inf \(nearest valid value: 100\)"),
+        ({"shift": float("nan")}, "shift: expected 0.01 to 100, got nan"),
         ({"denoising_start": 1.5}, r"denoising_start: expected 0.0 to 1.0, got 1.5 \(nearest valid value: 1.0\)"),
         ({"denoising_start": 0.5, "denoising_end": 0.5}, r"got 0.5 to 0.5 \(nearest valid value: 0.5 to 0.75\)"),
         ({"denoising_start": 1.0}, r"got 1 to 1 \(nearest valid value: 0.75 to 1\)"),
@@ -82,3 +85,11 @@ def test_settings_that_leave_no_schedule_are_refused(settings, message):
 def test_an_unknown_scheduler_is_refused_with_the_known_ones():
     with pytest.raises(BadInput, match="one of euler, heun, lcm, got 'ddim'"):
         flow_match_scheduler("ddim", steps=4, image_tokens=16)
+
+
+@pytest.mark.parametrize("shift", [MIN_SHIFT, MAX_SHIFT])
+def test_the_least_and_the_greatest_shift_give_noise_levels_that_fall_from_one_to_zero(shift):
+    sigmas = flow_match_scheduler("euler", steps=50, image_tokens=16, shift=shift).sigmas
+
+    assert sigmas[0] == pytest.approx(1.0, abs=1e-4) and sigmas[-1] == 0.0
+    assert (sigmas[1:] < sigmas[:-1]).all()

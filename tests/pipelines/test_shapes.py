@@ -62,6 +62,11 @@ def test_hunyuan_video_refuses_sixteen_frames_and_names_seventeen():
         ClipShape("hunyuan-video", 16, 512, 512)
 
 
+@pytest.mark.parametrize(("available", "most"), [(4, None), (5, 5), (12, 9), (13, 13), (130, 129), (4000, 129)])
+def test_a_longer_video_is_cut_to_the_most_frames_that_a_clip_can_have(available, most):
+    assert FRAME_RULES["hunyuan-video"].most_frames(available) == most
+
+
 def test_svd_takes_other_counts_than_it_was_trained_on_with_a_warning():
     rule = FRAME_RULES["svd"]
 
@@ -100,8 +105,33 @@ def test_latents_that_are_not_five_dimensional_are_refused():
         check_latents(torch.zeros(1, 4, 2, 8, 8), channels=16)
 
 
+@pytest.mark.parametrize("family", ["z-image-video", "hunyuan-video", "hunyuan-video-1.5"])
+def test_a_side_beyond_what_any_model_makes_is_refused_with_the_largest(family):
+    assert ClipShape(family, 17 if "hunyuan" in family else 16, 4096, 64).height == 4096
+    with pytest.raises(BadInput, match=r"width: expected at most 4096 pixels, got 100000 \(nearest valid value: 4096\)"):
+        ClipShape(family, 17 if "hunyuan" in family else 16, 64, 100_000)
+    assert FRAME_RULES[family].nearest_size(4100) == 4096
+
+
+@pytest.mark.parametrize(
+    ("shape", "latents", "message"),
+    [
+        (("hunyuan-video", 13, 32, 48), (1, 16, 3, 4, 4), "a clip of 13 frames of 48x32, as this node has, got 9 frames of 32x32"),
+        (("hunyuan-video-1.5", 13, 32, 48), (1, 16, 4, 2, 2), "of 13 frames of 48x32, as this node has, got 13 frames of 32x32"),
+        (("z-image-video", 8, 32, 32), (1, 16, 6, 4, 4), "of 8 frames of 32x32, as this node has, got 6 frames of 32x32"),
+        (("z-image-video", 8, 32, 32), (1, 4, 8, 4, 4), "latents: channels: expected 16, got 4"),
+    ],
+)
+def test_latents_of_another_clip_are_told_in_frames_and_pixels(shape, latents, message):
+    clip = ClipShape(*shape)
+
+    clip.check_clip(torch.zeros(clip.latent_shape))
+    with pytest.raises(BadInput, match=message):
+        clip.check_clip(torch.zeros(latents))
+
+
 def test_an_unknown_family_is_refused_with_the_known_ones():
-    with pytest.raises(BadInput, match="z-image-video, hunyuan-video, animatediff, svd, got 'wan'"):
+    with pytest.raises(BadInput, match="z-image-video, hunyuan-video, hunyuan-video-1.5, animatediff, svd, got 'wan'"):
         ClipShape("wan", 16, 64, 64)
 
 

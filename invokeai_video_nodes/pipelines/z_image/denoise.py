@@ -69,8 +69,10 @@ def denoise(
     negative = negative.to(device=device, dtype=dtype) if guided and negative is not None else None
     predict = predict or transformer_call(transformer, f_patch_size=f_patch_size)
 
-    def velocity(latents: torch.Tensor, *, time: torch.Tensor, step: int, total: int) -> torch.Tensor:
-        x, t = latents[0].to(dtype), time.expand(1).to(device)
+    scale = scheduler.config.num_train_timesteps
+
+    def velocity(latents: torch.Tensor, *, timestep: torch.Tensor, step: int, total: int) -> torch.Tensor:
+        x, t = latents[0].to(dtype), ((scale - timestep) / scale).expand(1).to(device)
         prediction = predict(x=x, t=t, caption=positive, step=step, total=total).float()
         if negative is not None:
             if stop is not None and stop():

@@ -22,7 +22,7 @@ from invokeai_video_nodes.workflow_files import workflow_files
 
 # The values of our enum members (patches/invokeai_video_patches/taxonomy.py): records with them are ours.
 OUR_BASES = ("z-image-video", "hunyuan-video", "svd")
-OUR_MODEL_TYPES = ("video_vae", "motion_module")
+OUR_MODEL_TYPES = ("video_vae", "video_text_encoders", "motion_module")
 WORKFLOW_TAG = "invokeai-video"
 # What a person can change in the workflow editor.
 WORKFLOW_CONTENT = ("description", "notes", "version", "nodes", "edges", "form", "exposedFields")

@@ -5,7 +5,7 @@ the explicit base override: then it is `experimental`. Works without InvokeAI; `
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,11 @@ def identify_folder(folder: Path, *, asked: bool) -> CheckpointFacts:
     config_path = folder / "transformer" / "config.json"
     if not config_path.is_file():
         if asked:
-            raise Unusable(_missing_parts(folder) or f"{folder.name} lacks transformer/config.json")
+            raise Unusable(missing_parts(folder, PARTS) or f"{folder.name} lacks transformer/config.json")
         raise NotVideo("no transformer/config.json")
     config = json.loads(config_path.read_text(encoding="utf-8"))
     facts = _facts(config.get("all_f_patch_size", (1,)), latent_channels=int(config.get("in_channels", 16)), asked=asked)
-    problem = _missing_parts(folder) or _broken_weights(folder)
+    problem = missing_parts(folder, PARTS) or broken_weights(folder, PARTS)
     if problem:
         raise Unusable(problem)
     return facts
@@ -150,9 +150,10 @@ def _mentions_video(error: BrokenFile) -> bool:
     return "cap_embedder" in text and any(f"all_x_embedder.2-{size}." in text for size in F_PATCH_SIZES[1:])
 
 
-def _missing_parts(folder: Path) -> str | None:
+def missing_parts(folder: Path, parts: Mapping[str, Sequence[Sequence[str]]]) -> str | None:
+    """A sentence that names every part that a folder lacks, None where it lacks none; `parts` as PARTS has them."""
     missing = []
-    for part, groups in PARTS.items():
+    for part, groups in parts.items():
         if not (folder / part).is_dir():
             missing.append(f"{part}/")
             continue
@@ -161,11 +162,12 @@ def _missing_parts(folder: Path) -> str | None:
                 missing.append(f"{part}/{' or '.join(group)}")
     if not missing:
         return None
-    return f"{folder.name}: expected the parts {', '.join(PARTS)}; missing: {', '.join(missing)}"
+    return f"{folder.name}: expected the parts {', '.join(parts)}; missing: {', '.join(missing)}"
 
 
-def _broken_weights(folder: Path) -> str | None:
-    for part in ("transformer", "vae", "text_encoder"):
+def broken_weights(folder: Path, parts: Iterable[str]) -> str | None:
+    """What is wrong with the first of the parts' weight files that is not whole, None where all are."""
+    for part in parts:
         problem = weight_files.check_safetensors_folder(folder / part)
         if problem:
             return problem

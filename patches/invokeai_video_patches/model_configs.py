@@ -1,4 +1,4 @@
-"""InvokeAI learns to identify Z-Image Video models: config classes, and their place in the `AnyModelConfig` union.
+"""InvokeAI learns to identify our models: the Z-Image Video classes, and the place of all of ours in the `AnyModelConfig` union.
 
 Imported only by the hook, after the enum members exist. The union is rebuilt before anyone else has taken the alias.
 """
@@ -21,10 +21,8 @@ from invokeai.backend.model_manager.model_on_disk import ModelOnDisk
 from invokeai.backend.model_manager.taxonomy import BaseModelType, ModelFormat
 from pydantic import Field, TypeAdapter, model_validator
 
-from invokeai_video_patches import identify, status
-
-# What the model manager's Edit form and its install dialog send for every model, whatever its class.
-FORM_NOISE = {"config_path": ("", None), "upcast_attention": (False, None)}
+from invokeai_video_patches import configs_hunyuan_video, identify, status
+from invokeai_video_patches.form_noise import without_form_noise
 
 
 class ZImageVideo_Config_Base(Main_Config_Base, ABC):
@@ -91,12 +89,12 @@ CONFIG_CLASSES: tuple[type[Config_Base], ...] = (
     Main_Diffusers_ZImageVideo_Config,
     Main_Checkpoint_ZImageVideo_Config,
     Main_GGUF_ZImageVideo_Config,
+    *configs_hunyuan_video.CONFIG_CLASSES,
 )
 
 
 def _own_fields(cls: type[Config_Base], override_fields: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the override fields (one dict is shared by all candidates) without what forms send for every model."""
-    fields = {key: value for key, value in override_fields.items() if value not in FORM_NOISE.get(key, ())}
+    fields = without_form_noise(override_fields)
     raise_for_override_fields(cls, fields)
     return fields
 

@@ -1,52 +1,21 @@
-"""Our models in the model manager's Starter Models and as bundles, one click each.
+"""Our models in the model manager's Starter Models and as bundles, one click each; `starter_rows.py` lists them.
 
-Every `Row` is one starter model; a later family appends its rows. A model that ships inside our package has its folder as source.
-Installed in place, such a model would be gone with the environment; installed otherwise, InvokeAI would *move* it out of the package.
-So `patch_installer` gives the installer a copy.
+A model that ships inside our package has its folder as source. Installed in place, such a model would be gone with the environment;
+installed otherwise, InvokeAI would *move* it out of the package. So `patch_installer` gives the installer a copy.
 """
 
 import functools
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from invokeai_video_patches.starter_rows import BUNDLES, ROWS, Row, by_name, full_description
+
 PACKAGE = "invokeai_video_nodes"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One starter model: what it is, where it comes from (URL, hub id, or a folder of our package), and its bundle."""
-
-    name: str
-    base: str
-    type: str
-    format: str | None
-    source: str
-    description: str
-    bundle: str | None = None
-    in_package: bool = False
-
-
-# bundle key -> the name on its button
-BUNDLES = {"invokeai_video_toy": "Video (toy model)"}
-
-ROWS = (
-    Row(
-        name="Toy Video",
-        base="z-image-video",
-        type="main",
-        format="diffusers",
-        source="toy_model/model",
-        description="A toy that was trained on synthetic clips of moving shapes: a few MB, seconds per clip on a CPU. "
-        'Try "a red circle moves to the right".',
-        bundle="invokeai_video_toy",
-        in_package=True,
-    ),
-)
 
 
 def package_folder() -> Path:
@@ -76,21 +45,21 @@ def patch(module: ModuleType) -> str:
     models = {row: _starter_model(module, row) for row in rows() if row.source not in known}
     module.STARTER_MODELS.extend(models.values())
     for key, name in BUNDLES.items():
-        members = [model for row, model in models.items() if row.bundle == key]
+        members = [model for row, model in models.items() if key in row.bundles]
         if members and key not in module.STARTER_BUNDLES:
             module.STARTER_BUNDLES[key] = module.StarterModelBundle(name=name, models=members)
     return f"{len(rows())} starter models"
 
 
 def _starter_model(module: ModuleType, row: Row) -> Any:
-    return module.StarterModel(
-        name=row.name,
-        base=row.base,
-        type=row.type,
-        format=row.format,
-        source=row.source,
-        description=row.description,
-    )
+    needed = [module.StarterModelWithoutDependencies(**_fields(by_name()[name])) for name in row.dependencies]
+    return module.StarterModel(**_fields(row), dependencies=needed or None)
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """What InvokeAI's own starter models hold of a row."""
+    shared = {name: getattr(row, name) for name in ("name", "base", "type", "format", "source")}
+    return {**shared, "description": full_description(row)}
 
 
 def patch_installer(module: ModuleType) -> str:

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 BASES = {"ZImageVideo": "z-image-video", "HunyuanVideo": "hunyuan-video", "SVD": "svd"}
-TYPES = {"VideoVAE": "video_vae", "MotionModule": "motion_module"}
+TYPES = {"VideoVAE": "video_vae", "VideoTextEncoders": "video_text_encoders", "MotionModule": "motion_module"}
 SUBMODELS = {"ImageEncoder": "image_encoder"}
 
 

@@ -28,6 +28,7 @@ BASES = {
 # type -> (label, heading in the model manager)
 TYPES = {
     "video_vae": ("Video VAE", "Video VAEs"),
+    "video_text_encoders": ("Video Text Encoders", "Video Text Encoders"),
     "motion_module": ("Motion Module", "Video Motion Modules"),
 }
 # Main models of our bases stand under a heading of their own; this is its key in the interface.

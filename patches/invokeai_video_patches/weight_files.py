@@ -5,12 +5,14 @@ No tensor is loaded, so that a 12 GB checkpoint is judged in milliseconds. Works
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 # A header above this is no safetensors file: the format itself limits it to 100 MB.
 MAX_HEADER_BYTES = 100_000_000
+# Where widespread converters keep a tensor's own shape; InvokeAI's reader of GGUF goes by it too.
+_ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 
 class BrokenFile(ValueError):
@@ -23,11 +25,15 @@ class BrokenFile(ValueError):
 
 @dataclass(frozen=True)
 class WeightHeader:
-    """Tensor shapes by name (row-major, as torch has them), the file's string metadata, and what is wrong with the file."""
+    """Tensor shapes by name (row-major, as torch has them), the file's string metadata, and what is wrong with the file.
+
+    `dtypes` are a safetensors file's own words ("BF16", "F8_E4M3"); empty for GGUF, whose types say how a weight is quantized.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     problem: str | None = None
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any] | None:
         """The model config that the file carries as JSON under "config", None where it carries none."""
@@ -60,7 +66,8 @@ def read_safetensors_header(path: Path) -> WeightHeader:
     metadata = entries.pop("__metadata__", None) or {}
     expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     problem = _truncated(path, expected=expected, got=size) if size < expected else None
-    return WeightHeader({name: tuple(entry["shape"]) for name, entry in entries.items()}, metadata, problem)
+    dtypes = {name: entry["dtype"] for name, entry in entries.items()}
+    return WeightHeader({name: tuple(entry["shape"]) for name, entry in entries.items()}, metadata, problem, dtypes)
 
 
 def read_gguf_header(path: Path) -> WeightHeader:
@@ -77,6 +84,7 @@ def read_gguf_header(path: Path) -> WeightHeader:
         message = f"{path.name} is truncated: its tensors end beyond its {path.stat().st_size} bytes; copy or download it again"
         raise BrokenFile(message, header_text=text) from error
     shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    shapes |= {name: shape for name, shape in _shapes_before_packing(reader).items() if name in shapes}
     metadata = {
         name: field.contents()
         for name, field in reader.fields.items()
@@ -84,6 +92,15 @@ def read_gguf_header(path: Path) -> WeightHeader:
     }
     del reader
     return WeightHeader(shapes, metadata)
+
+
+def _shapes_before_packing(reader: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors that a converter flattened because GGUF's quantizers take two dimensions only."""
+    return {
+        name.removeprefix(_ORIGINAL_SHAPE): tuple(int(size) for size in field.contents())
+        for name, field in reader.fields.items()
+        if name.startswith(_ORIGINAL_SHAPE) and isinstance(field.contents(), list)
+    }
 
 
 def check_safetensors_folder(folder: Path) -> str | None:

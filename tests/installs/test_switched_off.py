@@ -66,7 +66,7 @@ def unknown_version_environment(tmp_path_factory) -> Path:
 
 def is_stock(seen: Seen) -> bool:
     """True when nothing of ours is in InvokeAI's modules."""
-    ours = {"z-image-video", "hunyuan-video", "svd", "video_vae", "motion_module"}
+    ours = {"z-image-video", "hunyuan-video", "svd", "video_vae", "video_text_encoders", "motion_module"}
     mentioned = {*seen.facts["bases"], *seen.facts["types"], *seen.facts["starters"]}
     return not ours & mentioned and "invokeai_video_toy" not in seen.facts["bundles"] and "invokeai." in seen.facts["serves"]
 

@@ -67,7 +67,7 @@ def test_the_rewritten_bundle_knows_every_base_and_type(dist):
     js, _ = web_ui.rewrite(entry(dist).read_text())
 
     assert "`wan`,`z-image-video`,`hunyuan-video`,`svd`,`unknown`]" in js
-    assert ".pid_decoder.video_vae.motion_module.unknown`" in js
+    assert ".pid_decoder.video_vae.video_text_encoders.motion_module.unknown`" in js
     for long_label, badge, _ in web_ui.BASES.values():
         assert f"`{long_label}`" in js
         assert f"`{badge}`" in js

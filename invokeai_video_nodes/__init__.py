@@ -13,7 +13,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Every module that defines a node, in the order of an artist's graph.
-NODE_MODULES = ("load_models", "encode_image", "denoise_z_image", "vae", "video_io")
+NODE_MODULES = (
+    "load_models",
+    "encode_prompt",
+    "encode_image",
+    "denoise_z_image",
+    "denoise_hunyuan_video",
+    "vae",
+    "video_io",
+    "encode_video",
+    "load_latents",
+)
 
 
 def register(node_pack: str | None = None) -> list[str]:

@@ -73,6 +73,13 @@ def without_decode(graph: Graph) -> Graph:
     return graph
 
 
+def only(graph: Graph, *kept: str) -> Graph:
+    """The graph with the named nodes and what connects them."""
+    graph["nodes"] = {name: node for name, node in graph["nodes"].items() if name in kept}
+    graph["edges"] = [e for e in graph["edges"] if e["source"]["node_id"] in kept and e["destination"]["node_id"] in kept]
+    return graph
+
+
 def picture(width: int = 64, height: int = 64, *, shade: int = 0) -> np.ndarray:
     """A gradient with a bright square, uint8 [H, W, 3]."""
     rows, columns = np.mgrid[0:height, 0:width]

@@ -7,6 +7,7 @@ that clone and through the file behind the store's cache, and is a plain tensor 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,17 @@ PIXELS_PER_LATENT = 8
 class ClipFacts:
     """`fps` frames per second (None: unknown); `is_noised`: noise is already in, at the level that the next step expects.
 
-    `f_patch_size` is the one they were denoised with, 0 where none was.
+    `f_patch_size` is the one they were denoised with, 0 where none was. `skip_frames`: how many decoded frames come before
+    the clip, because the model was trained so. `spatial_factor`: pixels per latent cell.
+    `skipped_calls`: model calls that a step cache left out.
     """
 
     fps: int | None = None
     is_noised: bool = False
     f_patch_size: int = 0
+    skip_frames: int = 0
+    spatial_factor: int = PIXELS_PER_LATENT
+    skipped_calls: int = 0
 
 
 class ClipLatents(torch.Tensor):
@@ -53,7 +59,7 @@ def save_clip(context: InvocationContext, latents: torch.Tensor, facts: ClipFact
     """Store latents [1, C, F, h, w] with their facts and return the node output that names them; width and height in pixels."""
     stored = _with_facts(latents.detach().to("cpu").contiguous(), dataclasses.asdict(facts))
     name = context.tensors.save(tensor=stored)
-    height, width = (size * PIXELS_PER_LATENT for size in latents.shape[-2:])
+    height, width = (size * facts.spatial_factor for size in latents.shape[-2:])
     return LatentsOutput(latents=LatentsField(latents_name=name, seed=None), width=width, height=height)
 
 
@@ -64,10 +70,13 @@ def load_clip(context: InvocationContext, field: LatentsField) -> tuple[torch.Te
     """
     stored = context.tensors.load(field.latents_name)
     check_latents(stored)
-    facts = getattr(stored, "clip_facts", {})
+    return stored.as_subclass(torch.Tensor), facts_from(getattr(stored, "clip_facts", {}))
+
+
+def facts_from(values: Mapping[str, Any]) -> ClipFacts:
+    """The facts among `values`; what another version of the pack noted besides is left out."""
     known = {item.name for item in dataclasses.fields(ClipFacts)}
-    plain = stored.as_subclass(torch.Tensor)
-    return plain, ClipFacts(**{name: value for name, value in facts.items() if name in known})
+    return ClipFacts(**{name: value for name, value in values.items() if name in known})
 
 
 def _with_facts(tensor: torch.Tensor, facts: dict[str, Any]) -> ClipLatents:

@@ -23,28 +23,32 @@ from invokeai.app.invocations.model import TransformerField, VAEField
 from invokeai.app.invocations.primitives import LatentsOutput
 from invokeai.app.invocations.z_image_control import ZImageControlField
 from invokeai.app.services.shared.invocation_context import InvocationContext
+from invokeai.backend.patches.lora_conversions.z_image_lora_constants import Z_IMAGE_LORA_TRANSFORMER_PREFIX as LORA_PREFIX
 
 from invokeai_video_nodes.nodes.clip_latents import ClipFacts, load_clip, save_clip
+from invokeai_video_nodes.nodes.compute import compute_device, compute_dtype
 from invokeai_video_nodes.nodes.encode_image import encode_images
 from invokeai_video_nodes.nodes.fields import (
     CATEGORY,
     F_PATCHES,
     FAMILY,
     FRAMES,
+    GUIDANCE,
     PIXELS,
     SCHEDULER_LABELS,
+    SEED,
+    SHIFT,
+    STEPS,
     Describe,
     require_z_image_video,
     with_limits,
 )
+from invokeai_video_nodes.nodes.loras import loras_applied
 from invokeai_video_nodes.nodes.progress import StepPreview, preview_factors, stops_when_canceled
 from invokeai_video_nodes.nodes.z_image_model import (
     Prompts,
-    compute_device,
-    compute_dtype,
     load_control,
     load_prompts,
-    loras_applied,
     require_caption_width,
     scheduler_config,
 )
@@ -81,14 +85,16 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
     f_patch_size: int = with_limits(InputField(default=2, description=Describe.f_patch_size, title="Frame Patch Size"), **F_PATCHES)
     width: int = with_limits(InputField(default=512, description=Describe.width), **PIXELS)
     height: int = with_limits(InputField(default=512, description=Describe.height), **PIXELS)
-    steps: int = InputField(default=8, gt=0, description=Describe.steps)
-    seed: int = InputField(default=0, ge=0, description=Describe.seed)
-    guidance_scale: float = InputField(default=1.0, ge=1.0, description=Describe.guidance_scale, title="Guidance Scale")
+    steps: int = InputField(default=8, description=Describe.steps, **STEPS)
+    seed: int = InputField(default=0, description=Describe.seed, **SEED)
+    guidance_scale: float = InputField(
+        default=1.0, description=Describe.guidance_scale, title="Guidance Scale", **GUIDANCE
+    )
     scheduler: SchedulerName = InputField(
         default="euler", description="How each step is taken. Euler is the default.", ui_choice_labels=SCHEDULER_LABELS
     )
     # The workflow editor fills 0 into an optional number that has no default, so 0 means the same as empty.
-    shift: Optional[float] = InputField(default=None, ge=0.0, description=Describe.shift)
+    shift: Optional[float] = InputField(default=None, description=Describe.shift, **SHIFT)
     transformer: TransformerField = InputField(description=FieldDescriptions.z_image_model, input=Input.Connection, title="Transformer")
     positive_conditioning: ZImageConditioningField | list[ZImageConditioningField] = InputField(
         description="What the clip shows: one prompt, or several prompts with regions of the picture.", input=Input.Connection
@@ -191,9 +197,7 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
                 raise BadInput.expected("denoising_start", "0.0 where no latents come in", self.denoising_start, 0.0)
             return shape.noise(self.seed)
         given, facts = load_clip(context, self.latents)
-        if tuple(given.shape) != shape.latent_shape:
-            expected = f"{list(shape.latent_shape)} for {self.num_frames} frames of {self.width}x{self.height}"
-            raise BadInput.expected("latents", expected, list(given.shape))
+        shape.check_clip(given)
         if facts.is_noised or not self.add_noise:
             return given.float()
         return noised(given.float(), noise=shape.noise(self.seed), sigma=sigma)
@@ -230,7 +234,7 @@ class ZImageVideoDenoiseInvocation(BaseInvocation):
                 shape, dim=loaded.model.config.dim, caption_tokens=len(prompts.positive), element_size=dtype.itemsize
             )
             weights, transformer = stack.enter_context(loaded.model_on_device(working_mem_bytes=needed))
-            stack.enter_context(loras_applied(context, self.transformer, record, transformer, weights))
+            stack.enter_context(loras_applied(context, self.transformer, record, transformer, weights, prefix=LORA_PREFIX))
             control = None
             if self.control is not None and pictures.control is not None:
                 control = load_control(context, stack, self.control, pictures.control)

@@ -6,9 +6,11 @@ travel as `LatentsField` (5-D), videos as `VideoField`, control as `ZImageContro
 
 from typing import Any, Final, Literal
 
+from invokeai.app.util.misc import SEED_MAX
 from invokeai.backend.model_manager.taxonomy import BaseModelType
 
 from invokeai_video_nodes.pipelines.errors import BadInput
+from invokeai_video_nodes.pipelines.schedules import MAX_SHIFT
 from invokeai_video_nodes.pipelines.shapes import F_PATCH_SIZES, FRAME_RULES
 
 FAMILY: Final = "z-image-video"
@@ -16,7 +18,13 @@ RULE = FRAME_RULES[FAMILY]
 CATEGORY = "video"
 FRAMES = {"minimum": RULE.min_frames, "maximum": RULE.max_frames}
 F_PATCHES = {"minimum": min(F_PATCH_SIZES), "maximum": max(F_PATCH_SIZES)}
-PIXELS = {"minimum": RULE.size_step, "step": RULE.size_step}
+PIXELS = {"minimum": RULE.size_step, "maximum": RULE.max_size, "step": RULE.size_step}
+# `le` refuses inf and nan too, which the queue could not store: it would write null, and InvokeAI would not start again.
+GUIDANCE = {"ge": 1.0, "le": 100.0}
+SHIFT = {"ge": 0.0, "le": MAX_SHIFT}
+STEPS = {"gt": 0, "le": 1000}
+SEED = {"ge": 0, "le": SEED_MAX}
+LORA_WEIGHT = {"ge": -10.0, "le": 10.0}
 
 SCHEDULER_LABELS = {"euler": "Euler", "heun": "Heun (2nd order, twice the time)", "lcm": "LCM (few steps)"}
 
@@ -46,7 +54,7 @@ class Describe:
     )
     shift = (
         "Moves the noise schedule: higher spends more steps on the overall motion, lower more on detail. "
-        "0 or empty: as the checkpoint says. The number of frames never enters."
+        "0.01 to 100; 0 or empty: as the checkpoint says. The number of frames never enters."
     )
     codec = "The gallery plays H.264. The H.265 file is smaller; it lies beside the other as NAME.h265.mp4."
     crf = "Quality of the video file: 0 is lossless and large, 18 looks the same to the eye, 51 is the worst."

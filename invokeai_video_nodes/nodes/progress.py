@@ -4,13 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from invokeai.app.invocations.model import VAEField
 from invokeai.app.services.session_processor.session_processor_common import CanceledException
 from invokeai.app.services.shared.invocation_context import InvocationContext
 from PIL import Image
 
+from invokeai_video_nodes.nodes.compute import compute_device
+from invokeai_video_nodes.nodes.vae_model import load_video_vae
 from invokeai_video_nodes.pipelines.errors import BadInput, Canceled
-from invokeai_video_nodes.pipelines.preview import FLUX_FACTORS, PreviewFactors, latent_preview, load_factors
+from invokeai_video_nodes.pipelines.preview import FLUX_FACTORS, PreviewFactors, fit_factors, latent_preview, load_factors
+from invokeai_video_nodes.pipelines.vae3d import TilePlan, encode_video
 
 
 class StepPreview:
@@ -38,6 +43,26 @@ def preview_factors(model_path: Path, channels: int) -> PreviewFactors | None:
     if own is not None and own.channels != channels:
         raise BadInput.expected(f"{model_path.name}: latent preview: channels", channels, own.channels, channels)
     return own or (FLUX_FACTORS if channels == FLUX_FACTORS.channels else None)
+
+
+# One fit serves every run with the same VAE.
+_fitted: dict[tuple[str, str], PreviewFactors] = {}
+
+
+def fitted_factors(context: InvocationContext, field: VAEField, *, channels: int) -> PreviewFactors:
+    """Preview factors for a video VAE, fitted to it at its first use. Raises BadInput for another kind of VAE."""
+    key = field.vae.key, str(field.vae.submodel_type)
+    if key not in _fitted:
+        loaded = load_video_vae(context, field, channels=channels)
+        with loaded as vae:
+            device = compute_device()
+            plan = TilePlan(frames=1, height=32, width=32, overlap=0, margin=0)
+
+            def encode(picture: np.ndarray) -> torch.Tensor:
+                return encode_video(vae, iter([picture]), num_frames=1, plan=plan, device=device)[0, :, 0]
+
+            _fitted[key] = fit_factors(encode, cell=int(vae.config.spatial_compression_ratio))
+    return _fitted[key]
 
 
 def frame_progress(context: InvocationContext, verb: str) -> Callable[[int, int], None]:

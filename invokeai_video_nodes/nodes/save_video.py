@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from invokeai.app.invocations.fields import MetadataField
 from invokeai.app.invocations.primitives import VideoOutput
 from invokeai.app.services.config.config_default import get_config
 from invokeai.app.services.shared.invocation_context import InvocationContext
@@ -20,7 +21,8 @@ UNFINISHED = "unfinished-videos"
 _COPY_SUFFIX = ".h265.mp4"
 
 
-def _outputs() -> Path:
+def outputs_folder() -> Path:
+    """The folder of InvokeAI's that holds images and videos."""
     outputs = get_config().outputs_path
     assert outputs is not None
     return Path(outputs)
@@ -28,7 +30,7 @@ def _outputs() -> Path:
 
 def unfinished_folder() -> Path:
     """Where files grow before the gallery takes them."""
-    return _outputs() / UNFINISHED
+    return outputs_folder() / UNFINISHED
 
 
 def clean_unfinished() -> None:
@@ -40,7 +42,7 @@ def clean_unfinished() -> None:
         folder = unfinished_folder()
         if folder.is_dir():
             clean_stale(folder)
-        _clean_copies(_outputs() / "videos")
+        _clean_copies(outputs_folder() / "videos")
     except OSError:
         pass
 
@@ -64,11 +66,12 @@ def save_video(
     crf: int,
     codec: CodecChoice,
     stop: Callable[[], bool],
+    metadata: MetadataField | None = None,
 ) -> VideoOutput:
     """Encode `frames`, uint8 [height, width, 3], and save them with thumbnail, metadata and workflow.
 
-    With "h264+h265" the second file lies beside the gallery's, named NAME.h265.mp4. Raises the core's BadInput, Canceled and
-    OutputError; then neither file is left.
+    `metadata` None is the node's own. With "h264+h265" the second file lies beside the gallery's, named NAME.h265.mp4. Raises
+    the core's BadInput, Canceled and OutputError; then neither file is left.
     """
     folder = unfinished_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def save_video(
     try:
         count = write_mp4(frames, path, copies=copies, fps=fps, width=width, height=height, crf=crf, stop=stop)
         duration = duration_seconds(count, fps)
-        video = context.videos.save(source_path=path, width=width, height=height, duration=duration, fps=float(fps))
+        video = context.videos.save(source_path=path, width=width, height=height, duration=duration, fps=float(fps), metadata=metadata)
         if copies:
             second.replace(context.videos.get_path(video.video_name).with_suffix(_COPY_SUFFIX))
         return VideoOutput.build(video, num_frames=count)

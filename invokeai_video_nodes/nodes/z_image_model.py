@@ -4,8 +4,7 @@ InvokeAI's own Z-Image nodes make all of these; here they are read and brought i
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,14 +14,11 @@ from invokeai.app.invocations.model import TransformerField
 from invokeai.app.invocations.z_image_control import ZImageControlField
 from invokeai.app.services.shared.invocation_context import InvocationContext
 from invokeai.backend.model_manager.taxonomy import ModelFormat, SubModelType
-from invokeai.backend.patches.layer_patcher import LayerPatcher, PatchSpec
-from invokeai.backend.patches.lora_conversions.z_image_lora_constants import Z_IMAGE_LORA_TRANSFORMER_PREFIX
-from invokeai.backend.patches.model_patch_raw import ModelPatchRaw
 from invokeai.backend.stable_diffusion.diffusion.conditioning_data import ZImageConditioningInfo
-from invokeai.backend.util.devices import TorchDevice
 from invokeai.backend.z_image.extensions.regional_prompting_extension import ZImageRegionalPromptingExtension
 from invokeai.backend.z_image.z_image_control_adapter import ZImageControlAdapter
 
+from invokeai_video_nodes.nodes.compute import compute_device, compute_dtype
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.shapes import ClipShape
 from invokeai_video_nodes.pipelines.z_image.control import ControlClip, RegionalMask, control_channels, regional_mask
@@ -37,16 +33,6 @@ class Prompts:
     positive: torch.Tensor
     negative: torch.Tensor | None
     regions: RegionalMask | None
-
-
-def compute_device() -> torch.device:
-    """The device of this session."""
-    return TorchDevice.choose_torch_device()
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """What our loaders and the model's input use: float32 on the CPU, else what InvokeAI finds safe (bfloat16)."""
-    return torch.float32 if device.type == "cpu" else TorchDevice.choose_bfloat16_safe_dtype(device)
 
 
 def load_prompts(context: InvocationContext, positive: Conditioning, negative: Conditioning | None, shape: ClipShape) -> Prompts:
@@ -78,21 +64,6 @@ def scheduler_config(context: InvocationContext, transformer: TransformerField, 
         return None
     model = transformer.transformer.model_copy(update={"submodel_type": SubModelType.Scheduler})
     return dict(context.models.load(model).model.config)
-
-
-def loras_applied(
-    context: InvocationContext, field: TransformerField, record: Any, transformer: Any, cached_weights: Any
-) -> AbstractContextManager[Any]:
-    """A context in which the LoRAs of the transformer field are in force; quantized weights get them as side layers."""
-    patcher: AbstractContextManager[Any] = LayerPatcher.apply_smart_model_patches(
-        model=transformer,
-        patches=_lora_patches(context, field),
-        prefix=Z_IMAGE_LORA_TRANSFORMER_PREFIX,
-        dtype=compute_dtype(compute_device()),
-        cached_weights=cached_weights,
-        force_sidecar_patching=record.format not in (ModelFormat.Diffusers, ModelFormat.Checkpoint),
-    )
-    return patcher
 
 
 def load_control(context: InvocationContext, stack: ExitStack, field: ZImageControlField, latents: torch.Tensor) -> ControlClip:
@@ -135,11 +106,3 @@ def _token_mask(context: InvocationContext, name: str, shape: ClipShape, *, devi
     rows, columns = (size // shape.rule.patch_size for size in (shape.latent_height, shape.latent_width))
     mask = context.tensors.load(name).to(device=device)
     return ZImageRegionalPromptingExtension.preprocess_regional_prompt_mask(mask, rows, columns, torch.float32, device)
-
-
-def _lora_patches(context: InvocationContext, field: TransformerField) -> Iterator[PatchSpec]:
-    for lora in field.loras:
-        loaded = context.models.load(lora.lora)
-        if not isinstance(loaded.model, ModelPatchRaw):
-            raise BadInput.expected(f"LoRA '{lora.lora.name}'", "a LoRA", type(loaded.model).__name__)
-        yield (loaded.model, lora.weight, loaded.model_in_ram())

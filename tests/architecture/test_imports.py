@@ -10,7 +10,16 @@ ROOT = Path(__file__).resolve().parents[2]
 NODES = ROOT / "invokeai_video_nodes"
 PATCHES = ROOT / "patches" / "invokeai_video_patches"
 # Patch modules that the hooks import after InvokeAI's own; the others must work in an interpreter without InvokeAI.
-RUN_INSIDE_HOOKS = {"model_configs.py", "model_loaders.py", "starter_models.py", "late_rebuild.py", "web_ui.py"}
+RUN_INSIDE_HOOKS = {
+    "model_configs.py",
+    "configs_hunyuan_video.py",
+    "model_loaders.py",
+    "loader_parts.py",
+    "loaders_hunyuan_video.py",
+    "starter_models.py",
+    "late_rebuild.py",
+    "web_ui.py",
+}
 
 
 def imports(path: Path, *, only_at_import: bool = False) -> Iterator[str]:

@@ -76,3 +76,21 @@ def leftovers(engine: Engine) -> Callable[[], list[Path]]:
 def video_count(engine: Engine) -> Callable[[], int]:
     """How many videos the gallery lists."""
     return lambda: len(engine.services.video_records.get_video_names().video_names)
+
+
+@pytest.fixture
+def refusal(engine: Engine, leftovers: Callable[[], list[Path]], video_count: Callable[[], int]) -> Callable[[Graph], str]:
+    """Run a graph that must fail in a node, check that gallery and cache are as before, and return the node's message."""
+
+    def run(graph: Graph) -> str:
+        from invokeai_video_nodes.headless import NodeError
+
+        before = video_count()
+        with pytest.raises(NodeError) as caught:
+            engine.run(graph)
+        assert video_count() == before and not leftovers()
+        cache = engine.services.model_manager.load.ram_cache._cached_models
+        assert not [key for key, entry in cache.items() if entry.is_locked]
+        return caught.value.message
+
+    return run

@@ -20,6 +20,17 @@ TYPES = {
     "z_image_video_denoise": "Denoise Video - Z-Image",
     "z_image_video_encode": "Image to Video Latents - Z-Image",
     "z_image_video_decode": "Video Decode - Z-Image",
+    "hunyuan_video_model_loader": "Load Video Model - HunyuanVideo",
+    "hunyuan_video_lora_loader": "Apply LoRA - HunyuanVideo",
+    "hunyuan_video_lora_collection_loader": "Apply LoRA Collection - HunyuanVideo",
+    "hunyuan_video_text_encoder": "Prompt - HunyuanVideo",
+    "hunyuan_video_image_encoder": "Start Image - HunyuanVideo",
+    "hunyuan_video_denoise": "Denoise Video - HunyuanVideo",
+    "video_vae_loader": "Load Video VAE",
+    "video_vae_encode": "Video Encode - Video VAE",
+    "video_vae_decode": "Video Decode - Video VAE",
+    "video_vae_decode_frames": "Video Frames Decode - Video VAE",
+    "video_latents_load": "Load Video Latents",
     "video_to_frames": "Video to Frames",
     "frames_to_video": "Frames to Video",
 }
@@ -103,7 +114,7 @@ def test_the_denoise_node_has_the_fields_and_limits_that_workflows_rely_on(nodes
     assert limits("fps") == (8, 1, 60)
     assert limits("f_patch_size") == (2, 1, 4)
     assert limits("motion_strength") == (0.7, 0.0, 1.0)
-    assert limits("guidance_scale") == (1.0, 1.0, None)
+    assert limits("guidance_scale") == (1.0, 1.0, 100.0)
     assert (schema["width"]["default"], schema["width"]["multipleOf"]) == (512, 16)
     assert schema["scheduler"]["enum"] == ["euler", "heun", "lcm"]
 

@@ -21,11 +21,14 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _ROOT_HELP = "InvokeAI root folder (default: INVOKEAI_ROOT, else ~/invokeai)"
 _DEMO_EPILOG = "The model is a toy made here from synthetic clips: shapes, colours and motions, nothing else."
 _RUN_EPILOG = """\
+WORKFLOW.json is a file, or the name of one that ships with the pack: text_to_video, hunyuan_text_to_video and so on.
 NODE is a node's id, label, type or title; VALUE is text or JSON, for an image or video field a file or a name in the
-gallery, for a model field a model's name or key. Without --root (and without INVOKEAI_ROOT) the run uses a throwaway
-root that holds only the models of --model. A root that a server is using is refused: both would work on one queue.
+gallery, for a model field a model's name or key, for a LoRA field one of these or a JSON list of them, with weights
+where they are not 0.75. Without --root (and without INVOKEAI_ROOT) the run uses a throwaway root that holds only the
+models of --model. A root that a server is using is refused: both would work on one queue.
 
-  invokeai-video run text_to_video.json --model toy_model --set "Prompt.prompt=a red star rotates" --out clips
+  invokeai-video run text_to_video --model toy_model --set "Prompt.prompt=a red star rotates" --out clips
+  invokeai-video run hunyuan_text_to_video --root ~/invokeai --set 'LoRAs.loras=[{"lora": "anime", "weight": 0.8}]'
 """
 
 

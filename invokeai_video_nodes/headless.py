@@ -75,6 +75,7 @@ class Engine:
         self._invoker: Any = None
 
     def __enter__(self) -> Engine:
+        refuse_where_switched_off()
         if Engine._current is not None:
             raise RuntimeError(
                 f"expected no other engine in this process, got one for {Engine._current.root}; "
@@ -329,6 +330,20 @@ class _RunListener:
 def install_patches() -> None:
     """Let InvokeAI know our model types where no start-up hook of the wheel has done so (a checkout on PYTHONPATH)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _bootstrap().install()
+
+
+def refuse_where_switched_off() -> None:
+    """Raise BadInput where the kill switch is set: without the patches no workflow of video models runs. Imports no InvokeAI."""
+    from invokeai_video_nodes.pipelines.errors import BadInput
+
+    bootstrap = _bootstrap()
+    if bootstrap.disabled():
+        switch = bootstrap.KILL_SWITCH
+        raise BadInput.expected(switch, "not set", f"{os.environ[switch]}, so InvokeAI runs as if the video models were not installed")
+
+
+def _bootstrap() -> Any:
     try:
         from invokeai_video_patches import bootstrap
     except ModuleNotFoundError:
@@ -337,7 +352,7 @@ def install_patches() -> None:
             raise
         sys.path.insert(0, str(patches))
         from invokeai_video_patches import bootstrap
-    bootstrap.install()
+    return bootstrap
 
 
 def _app_config(root: Path, settings: Mapping[str, Any]) -> Any:

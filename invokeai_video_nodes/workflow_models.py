@@ -7,6 +7,8 @@ installed model that the field accepts; none or several is an error that names t
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.workflow_graph import WorkflowDraft, nearest_word
 
 IDENTITY = ("key", "hash", "name", "base", "type")
+# What InvokeAI's own LoRA selector gives a LoRA of which nothing else is said.
+LORA_WEIGHT = 0.75
 # Records what was used; a model that is gone is no reason not to run.
 _RECORD_ONLY = ("core_metadata",)
 
@@ -32,13 +36,13 @@ def resolve_models(draft: WorkflowDraft, classes: Mapping[str, Any], installed: 
         for field_name, wanted in _identifiers(node):
             found = find_saved_model(wanted, installed)
             if found is None:
-                missing.append(f"{draft.title(node_id)}.{field_name} wants {describe(wanted)}")
+                missing.append(f"{draft.title(node_id)}.{field_name}, which wants {describe(wanted)} and does not find it")
             else:
                 wanted.update(found)
         missing += _fill_empty_fields(draft, node_id, classes[node["type"]], installed)
     if missing:
-        known = f"installed: {_listing(installed)}; install one with --model PATH or choose with --set"
-        raise BadInput.expected("models", "; ".join(missing), known)
+        known = f"Installed: {_listing(installed)}. Install one with --model PATH or choose one with --set NODE.FIELD=NAME"
+        raise BadInput.expected("models", "an installed model in each model field", f"{'; '.join(missing)}. {known}")
 
 
 def find_saved_model(wanted: Mapping[str, Any], installed: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
@@ -52,16 +56,18 @@ def find_saved_model(wanted: Mapping[str, Any], installed: Sequence[Mapping[str,
     return None
 
 
-def find_named_model(text: str, installed: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-    """The installed model with this key or name; BadInput when there is none or more than one."""
+def find_named_model(text: str, installed: Sequence[Mapping[str, str]], *, what: str = "model") -> Mapping[str, str]:
+    """The installed model with this key or name; BadInput, about `what`, when there is none or more than one."""
     found = [model for model in installed if model["key"] == text] or [m for m in installed if m["name"] == text]
     if len(found) == 1:
         return found[0]
     if found:
         keys = ", ".join(f"{describe(model)} with key {model['key']}" for model in found)
-        raise BadInput.expected("model", f"one of the keys ({keys})", f"the name '{text}' of {len(found)} models")
+        raise BadInput.expected(what, f"one of the keys ({keys})", f"the name '{text}' of {len(found)} models")
     nearest = nearest_word(text, [model["name"] for model in installed])
-    raise BadInput.expected("model", f"a name or key of {_listing(installed)}", f"'{text}'", nearest)
+    none = "a model that is installed (none of this kind is; --model PATH does it)"
+    known = f"a name or key of {_listing(installed)}" if installed else none
+    raise BadInput.expected(what, known, f"'{text}'", nearest)
 
 
 def describe(model: Mapping[str, Any]) -> str:
@@ -72,6 +78,32 @@ def describe(model: Mapping[str, Any]) -> str:
 def takes_model(field: Any) -> bool:
     """Whether a node's field holds a model identifier itself (not a list of them, nor a structure with one inside)."""
     return "ModelIdentifierField" in str(field.annotation) and "list[" not in str(field.annotation)
+
+
+def takes_loras(field: Any) -> bool:
+    """Whether a node's field holds LoRAs with their weights."""
+    return ".LoRAField" in str(field.annotation)
+
+
+def chosen_loras(where: str, value: Any, installed: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """What a LoRA field holds for a name or key, for {"lora": name, "weight": number}, or for a list of these.
+
+    Without a weight it is LORA_WEIGHT. BadInput for another form, and for a LoRA that is not installed.
+    """
+    loras = [model for model in installed if model["type"] == "lora"]
+    found = []
+    for entry in value if isinstance(value, list) else [value]:
+        facts = entry if isinstance(entry, dict) else {"lora": entry}
+        lora = facts.get("lora")
+        if isinstance(lora, dict):  # as a workflow file holds it
+            lora = lora.get("key")
+        if not isinstance(lora, str) or not facts.keys() <= {"lora", "weight"}:
+            raise BadInput.expected(where, f'a LoRA\'s name, or [{{"lora": NAME, "weight": {LORA_WEIGHT}}}]', json.dumps(entry))
+        weight = facts.get("weight", LORA_WEIGHT)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise BadInput.expected(f"{where}: weight of '{lora}'", "a number", json.dumps(weight), LORA_WEIGHT)
+        found.append({"lora": dict(find_named_model(lora, loras, what=where)), "weight": weight})
+    return found
 
 
 def _identifiers(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -102,10 +134,18 @@ def _fill_empty_fields(draft: WorkflowDraft, node_id: str, cls: Any, installed: 
         if len(fitting) == 1:
             node[name] = dict(fitting[0])
             draft.remarks.append(f"{where} was empty; it takes {describe(fitting[0])}, the only model that fits")
+        elif fitting:
+            missing.append(f"{where}, which is empty while {len(fitting)} models fit: choose {_settings(node_id, name, fitting)}")
         else:
-            found = f"{len(fitting)} fit ({_listing(fitting)})" if fitting else "none fits"
-            missing.append(f"{where} is empty and wants a model of {_wish(extra)}, of which {found}")
+            missing.append(f"{where}, which is empty while no installed model is of {_wish(extra)}")
     return missing
+
+
+def _settings(node_id: str, field: str, models: Sequence[Mapping[str, str]]) -> str:
+    """The --set of each model, by its name, or by its key where another has the same name."""
+    names = [model["name"] for model in models]
+    words = [model["name"] if names.count(model["name"]) == 1 else model["key"] for model in models]
+    return " or ".join(f'--set "{node_id}.{field}={word}"' for word in words)
 
 
 def _accepts(extra: Mapping[str, Any], model: Mapping[str, str]) -> bool:

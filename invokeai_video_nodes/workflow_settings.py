@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.workflow_graph import NODE_ATTRIBUTES, WorkflowDraft, nearest_word
-from invokeai_video_nodes.workflow_models import find_named_model, takes_model
+from invokeai_video_nodes.workflow_models import chosen_loras, find_named_model, takes_loras, takes_model
 
 _BOUNDS = ("ge", "gt", "le", "lt", "multiple_of")
 # A gallery field's class -> the key under which it holds the file's name.
@@ -53,7 +53,10 @@ def apply_settings(
         field = _find_field(draft, node_id, cls, setting.field)
         where = f"{draft.title(node_id)}.{setting.field}"
         if takes_model(field):
-            node[setting.field] = dict(find_named_model(setting.text, installed))
+            node[setting.field] = dict(find_named_model(setting.text, installed, what=where))
+        elif takes_loras(field):
+            loras = chosen_loras(where, _json_or(setting.text, list | dict), installed)
+            node[setting.field] = _validated(where, cls, setting.field, [loras], setting.text)
         elif media := _media_key(field):
             node[setting.field] = _media_value(where, field, media, setting.text, import_media)
         else:
@@ -97,14 +100,14 @@ def _read_value(where: str, cls: Any, name: str, text: str) -> Any:
 
     So a prompt of digits stays a prompt, and `true`, `12` or `[1, 2]` become what they look like elsewhere.
     """
+    return _validated(where, cls, name, [text, _json_or(text)], text)
+
+
+def _validated(where: str, cls: Any, name: str, readings: Sequence[Any], text: str) -> Any:
+    """The first reading that the field's own validator accepts, as plain data; BadInput where it accepts none."""
     from pydantic import ValidationError
     from pydantic_core import to_jsonable_python
 
-    readings: list[Any] = [text]
-    try:
-        readings.append(json.loads(text))
-    except ValueError:
-        pass
     problem: Any = None
     for value in readings:
         probe = cls.model_construct()
@@ -120,6 +123,9 @@ def _read_value(where: str, cls: Any, name: str, text: str) -> Any:
 def value_error(where: str, field: Any, problem: Any, got: Any) -> BadInput:
     """A pydantic complaint about one field as one line with the nearest valid value where there is one."""
     details = [error for error in problem.errors() if error["type"] != "none_required"] or problem.errors()
+    own = details[0].get("ctx", {}).get("error")
+    if isinstance(own, BadInput):  # from a check of the node's own, which names what is right by itself
+        return BadInput(f"{where}: {str(own).removeprefix(where.rpartition('.')[2] + ': ')}")
     message = details[0]["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return BadInput.expected(where, message, f"'{got}'", nearest=_nearest(field, got))
 
@@ -185,9 +191,9 @@ def _media_key(field: Any) -> str | None:
 def _media_value(where: str, field: Any, key: str, text: str, import_media: Callable[[str, Path], str]) -> Any:
     """A gallery field from a name in the gallery or a path on disk; a list field takes a JSON list of them."""
     several = "list[" in str(field.annotation)
-    names = _json_list(text) if several else None
+    names = _json_or(text, list) if several else text
     values = []
-    for name in names or [text]:
+    for name in names if isinstance(names, list) and names else [text]:
         path = Path(str(name)).expanduser()
         if path.is_file():
             try:
@@ -201,13 +207,13 @@ def _media_value(where: str, field: Any, key: str, text: str, import_media: Call
     return values if several else values[0]
 
 
-def _json_list(text: str) -> list[Any] | None:
-    """The list that `text` spells in JSON, or None when it is anything else (a single name)."""
+def _json_or(text: str, kinds: Any = object) -> Any:
+    """What `text` spells in JSON where that is one of the `kinds`, else the text itself."""
     try:
         value = json.loads(text)
     except ValueError:
-        return None
-    return value if isinstance(value, list) else None
+        return text
+    return value if isinstance(value, kinds) else text
 
 
 def _cut_wires(draft: WorkflowDraft, node_id: str, field: str) -> None:

@@ -1,11 +1,13 @@
 """The workflows that we ship, in our own words; `build.py` turns each into a file.
 
-Their values fit the toy model, so that a first Invoke works; the notes say what a full-size checkpoint wants.
+Z-Image Video's values fit the toy model, so that a first Invoke works; the notes say what a full-size checkpoint wants.
+HunyuanVideo's recipes are in `hunyuan_recipes.py`.
 """
 
 from __future__ import annotations
 
 from invokeai_video_nodes.toy_settings import toy_settings
+from workflows.hunyuan_recipes import HUNYUAN_RECIPES
 from workflows.recipe import Field, Node, Recipe
 
 _TOY = toy_settings()
@@ -154,4 +156,5 @@ RECIPES = {
     "text_to_video": TEXT_TO_VIDEO,
     "image_to_video": IMAGE_TO_VIDEO,
     "first_frame_held": FIRST_FRAME_HELD,
+    **HUNYUAN_RECIPES,
 }

@@ -11,6 +11,7 @@ from invokeai_video_nodes.commands.console import Console
 from invokeai_video_nodes.commands.enlarge import enlarge
 from invokeai_video_nodes.commands.results import out_folder
 from invokeai_video_nodes.commands.run import RunRequest, file_stem, report, run_workflow
+from invokeai_video_nodes.headless import refuse_where_switched_off
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.toy_settings import TOY_MODEL, ToySettings, toy_settings
 from invokeai_video_nodes.workflow_files import workflow_file
@@ -23,6 +24,7 @@ _MAX_SEED = 2**32 - 1
 
 def demo(arguments: Namespace, console: Console) -> int:
     """The verb: check the arguments, run, print where the clip is."""
+    refuse_where_switched_off()
     toy = toy_settings()
     check_arguments(arguments, toy)
     if not (TOY_MODEL / "model_index.json").is_file():

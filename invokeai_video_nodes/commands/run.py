@@ -15,8 +15,10 @@ from typing import Any
 
 from invokeai_video_nodes.commands.console import Console, ProgressBar
 from invokeai_video_nodes.commands.results import copy_result, out_folder
+from invokeai_video_nodes.headless import Engine, refuse_where_switched_off
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.prepare_uninstall import processes_using
+from invokeai_video_nodes.workflow_files import workflow_files
 from invokeai_video_nodes.workflow_graph import WorkflowDraft, read_workflow, workflow_as_run
 from invokeai_video_nodes.workflow_settings import Setting, parse_setting
 
@@ -57,7 +59,8 @@ class Delivery:
 
 def run(arguments: Namespace, console: Console) -> int:
     """The verb: read and check what can be checked without InvokeAI, run, print one line per result."""
-    draft = read_workflow(Path(arguments.workflow))
+    refuse_where_switched_off()
+    draft = read_workflow(_workflow(arguments.workflow))
     settings = [parse_setting(text) for text in arguments.set]
     models = [_existing(Path(text)) for text in arguments.model]
     root = _root(arguments.root)
@@ -87,8 +90,6 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
     console.note("starting InvokeAI's graph engine (about half a minute the first time)")
     started = time.monotonic()
     log_level = "info" if console.log is None else "warning"
-    from invokeai_video_nodes.headless import Engine
-
     with _engine_root(request.root) as root, Engine(root, log_level=log_level) as engine:
         for path in request.models:
             _install(engine, path)
@@ -173,6 +174,12 @@ def file_stem(text: str) -> str:
     """Words as a file name: lower case, joined by '-', at most 60 characters."""
     words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
     return "-".join(words)[:60].strip("-") or "result"
+
+
+def _workflow(text: str) -> Path:
+    """The file of that path, else the shipped workflow of that name."""
+    shipped = {path.stem: path for path in workflow_files()}
+    return Path(text) if Path(text).exists() else shipped.get(text.removesuffix(".json"), Path(text))
 
 
 def _existing(path: Path) -> Path:

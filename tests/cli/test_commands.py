@@ -80,6 +80,26 @@ def test_bad_input_is_one_line_and_exit_code_2_before_anything_is_loaded(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("words", [["demo"], ["run", "text_to_video"]], ids=["demo", "run"])
+def test_where_the_pack_is_switched_off_a_run_is_refused_before_anything_is_loaded(
+    environment: dict[str, str], words: list[str], tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    done = call({**environment, "INVOKEAI_VIDEO_DISABLE": "1"}, *words, "--out", tmp_path / "out")
+    seconds = time.monotonic() - started
+
+    refused = "error: INVOKEAI_VIDEO_DISABLE: expected not set, got 1, so InvokeAI runs as if the video models were not installed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", refused)
+    assert not (tmp_path / "out").exists()
+    assert seconds < 5, "importing torch alone takes longer"
+
+
+def test_a_shipped_workflow_is_found_by_its_name(environment: dict[str, str], tmp_path: Path) -> None:
+    refusals = [call(environment, "run", name, "--root", tmp_path / "absent").stderr for name in ("text_to_video", "text_to_video.json")]
+
+    assert all(refusal.startswith("error: --root:") for refusal in refusals), refusals
+
+
 def test_a_workflow_runs_and_prints_its_video(environment: dict[str, str], tiny_folder: Path, tmp_path: Path) -> None:
     settings = ["--set", "Prompt.prompt=a red star", "--set", "denoise.num_frames=4", "--set", "denoise.steps=1"]
 

@@ -204,6 +204,26 @@ def test_a_setting_that_does_not_fit_is_refused_with_what_would(classes: dict[st
         set_in(target, classes, text)
 
 
+def test_what_a_node_itself_says_of_a_value_is_told_once() -> None:
+    from pydantic import BaseModel, ValidationError, field_validator
+
+    from invokeai_video_nodes.workflow_settings import value_error
+
+    class Tiles(BaseModel):
+        size: int
+
+        @field_validator("size")
+        @classmethod
+        def _check(cls, size: int) -> int:
+            raise BadInput.expected("tile size", "a multiple of 8", size, 8)
+
+    with pytest.raises(ValidationError) as refused:
+        Tiles(size=7)
+
+    told = str(value_error("decode.size", Tiles.model_fields["size"], refused.value, 7))
+    assert told == "decode.size: tile size: expected a multiple of 8, got 7 (nearest valid value: 8)"
+
+
 @pytest.mark.parametrize("text", ["n.scheduler=vp8", "n.latents=5.0"])
 def test_no_nearest_value_is_made_up_where_none_comes_near(classes: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput) as refused:
@@ -285,9 +305,50 @@ def test_every_missing_model_is_named_with_where_it_goes(engine: Engine, tiny_mo
     with pytest.raises(BadInput) as caught:
         prepare(RunRequest(draft=target), engine)
 
-    assert "sdxl_model_loader (id a).model wants 'Gone' (sdxl main)" in str(caught.value)
-    assert "vae_loader (id b).vae_model is empty" in str(caught.value)
+    assert "sdxl_model_loader (id a).model, which wants 'Gone' (sdxl main)" in str(caught.value)
+    assert "vae_loader (id b).vae_model, which is empty" in str(caught.value)
     assert "--model PATH" in str(caught.value)
+
+
+LOADER = "hunyuan_video_model_loader"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "models: expected an installed model in each model field, got hunyuan_video_model_loader (id a).model, which is empty while "
+             "no installed model is of base hunyuan-video and type main. Installed: none. "
+             "Install one with --model PATH or choose one with --set NODE.FIELD=NAME"),
+        (["A", "B"], 'which is empty while 2 models fit: choose --set "a.model=A" or --set "a.model=B". Installed: '),
+        (["A", "A"], 'choose --set "a.model=key-0" or --set "a.model=key-1".'),
+    ],
+    ids=["none", "two", "two of one name"],
+)  # fmt: skip
+def test_an_empty_model_field_says_what_is_installed_and_how_to_choose(classes: dict[str, Any], names: list[str], message: str) -> None:
+    from invokeai_video_nodes.workflow_models import resolve_models
+
+    facts = {"base": "hunyuan-video", "type": "main"}
+    installed = [{"key": f"key-{number}", "hash": "", "name": name, **facts} for number, name in enumerate(names)]
+
+    with pytest.raises(BadInput) as refused:
+        resolve_models(draft(a={"type": LOADER}), classes, installed)
+
+    assert message in str(refused.value)
+
+
+def test_loras_are_set_by_name_and_become_what_the_node_takes(classes: dict[str, Any]) -> None:
+    installed = tuple({"key": f"k{name}", "hash": "h", "name": name, "base": "hunyuan-video", "type": "lora"} for name in ("Ink", "7"))
+    target = draft(many={"type": "hunyuan_video_lora_collection_loader"}, one={"type": "hunyuan_video_lora_loader"})
+
+    def chosen(text: str) -> list[tuple[str, float]]:
+        set_in(target, classes, text, installed=installed)
+        return [(entry["lora"]["key"], entry["weight"]) for entry in target.nodes["many"]["loras"]]
+
+    assert chosen("many.loras=Ink") == [("kInk", 0.75)]
+    assert chosen("many.loras=7") == [("k7", 0.75)]
+    assert chosen('many.loras=["7", {"lora": "Ink", "weight": 0.5}]') == [("k7", 0.75), ("kInk", 0.5)]
+    set_in(target, classes, "one.lora=Ink", installed=installed)
+    assert target.nodes["one"]["lora"]["key"] == "kInk"
 
 
 def test_a_prepared_workflow_runs(engine: Engine) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = workflow_files()
 STEMS = [path.stem for path in FILES]
+Z_IMAGE_STEMS = [stem for stem in STEMS if not stem.startswith("hunyuan_")]  # the others run in test_hunyuan_workflows.py
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,21 @@ def content(stem: str) -> dict[str, Any]:
     return json.loads(workflow_file(stem).read_text(encoding="utf-8"))
 
 
-def test_the_three_workflows_are_found() -> None:
-    assert STEMS == ["first_frame_held", "image_to_video", "text_to_video"]
+def test_every_recipe_has_its_file_and_every_file_its_recipe() -> None:
+    from workflows.recipes import RECIPES
+
+    assert STEMS == sorted(RECIPES)
+    assert set(Z_IMAGE_STEMS) == {"first_frame_held", "image_to_video", "text_to_video"}
+
+
+def test_no_two_workflows_have_one_name() -> None:
+    names = [content(stem)["name"] for stem in STEMS]
+
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_an_unknown_workflow_is_refused_with_the_known_names() -> None:
-    with pytest.raises(FileNotFoundError, match="first_frame_held, image_to_video, text_to_video, got 'other'"):
+    with pytest.raises(FileNotFoundError, match=f"{', '.join(STEMS)}, got 'other'"):
         workflow_file("other")
 
 
@@ -113,6 +123,15 @@ def test_no_exposed_input_is_fed_by_a_wire(stem: str) -> None:
 
 
 @pytest.mark.parametrize("stem", STEMS)
+def test_a_label_names_one_node_so_that_the_command_line_can_set_its_inputs(stem: str) -> None:
+    names = [(node["id"], node["data"]["label"].casefold()) for node in content(stem)["nodes"] if node["data"]["label"]]
+    labels = [label for _, label in names]
+
+    assert sorted(set(labels)) == sorted(labels)
+    assert [label for node_id, label in names for other, _ in names if other != node_id and other.casefold() == label] == []
+
+
+@pytest.mark.parametrize("stem", STEMS)
 def test_a_file_says_what_it_is(stem: str, engine: Engine) -> None:
     from invokeai.app.services.workflow_records.workflow_records_common import WorkflowWithoutIDValidator
 
@@ -132,7 +151,7 @@ def test_no_node_lies_on_another(stem: str) -> None:
     assert all(abs(x1 - x2) >= 400 or abs(y1 - y2) >= 180 for i, (x1, y1) in enumerate(positions) for x2, y2 in positions[:i])
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", Z_IMAGE_STEMS)
 def test_a_file_runs_and_leaves_its_workflow_with_the_video(stem: str, engine: Engine, tiny_model: dict[str, Any], tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "frame.png")

@@ -80,7 +80,7 @@ def test_of_two_copies_the_node_managers_stays_because_it_removes_it_by_id(recor
 
     changes = install_into(records, FILES)
 
-    assert Counter(change.action for change in changes) == {"already there": 3, "second copy removed": 3}
+    assert Counter(change.action for change in changes) == dict.fromkeys(("already there", "second copy removed"), len(FILES))
     assert sorted(imported) == sorted(item.workflow_id for item in _listed(records))
 
 

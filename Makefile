@@ -17,7 +17,7 @@ UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python 
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test check bench soak toy-model lock
+.PHONY: help setup demo test check bench soak toy-model tiny-vae lock
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -44,6 +44,9 @@ soak: setup ## the long judgement of the toy model: 2,000 prompts
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
 	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)
+
+tiny-vae: setup ## train the tiny video VAE of the tests again, about 20 minutes on one core
+	@$(BIN)/python -m training.tiny_video_vae.train $(VAE_ARGS)
 
 lock: $(VENV)/.python ## resolve requirements.lock anew
 	@$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade \

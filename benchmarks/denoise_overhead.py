@@ -84,6 +84,7 @@ def _denoise_node(outputs: dict[str, Any], *, steps: int) -> Any:
 
 def _bare_loop(model: Path, engine: Any, outputs: dict[str, Any], *, steps: int) -> Callable[[], Any]:
     """What somebody would write with diffusers alone, from the same prompt, noise and weights."""
+    import numpy as np
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 
@@ -96,7 +97,7 @@ def _bare_loop(model: Path, engine: Any, outputs: dict[str, Any], *, steps: int)
     @torch.no_grad()
     def run() -> torch.Tensor:
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(model / "scheduler")
-        scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist())
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])
         latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(SHAPE["seed"]))
         for t in scheduler.timesteps:
             time_left = (1000 - t.expand(1)) / 1000

@@ -139,6 +139,22 @@ class Interface:
         self.node(node_id).get_by_role("combobox").first.click(force=True)
         self.page.get_by_role("option", name=name).first.click()
 
+    def form_field(self, target: str) -> Locator:
+        """A field of the form at the left, by its "node.input"."""
+        return self.page.locator("#node-field-{}-{}".format(*target.split(".")))
+
+    def fill_form(self, **values: object) -> None:
+        """Type into fields of the form, each by the words that stand above it; "_" stands for a space."""
+        for label, value in values.items():
+            field = self.page.get_by_label(label.replace("_", " "), exact=True)
+            field.fill(str(value))
+            field.press("Tab")
+
+    def pick_model_in_form(self, target: str, name: str) -> None:
+        """Choose a model in a picker of the form."""
+        self.form_field(target).get_by_role("combobox").first.click(force=True)
+        self.page.get_by_role("option", name=name).first.click()
+
     def save_workflow(self) -> None:
         """Save a workflow that is not in the library yet, under its own name."""
         self.page.get_by_role("button", name="Save Workflow").last.click()
@@ -156,7 +172,7 @@ class Interface:
         """Load one of the artist's own workflows."""
         self.page.get_by_role("button", name="Choose Workflow from Library").click()
         self.page.get_by_role("button", name="Your Workflows").click()
-        self.page.get_by_role("dialog").get_by_text(name).first.click()
+        self.page.get_by_role("dialog").get_by_text(name, exact=True).first.click()
         self._confirm_if_asked()
 
     def load_workflow_of_the_shown_video(self) -> None:

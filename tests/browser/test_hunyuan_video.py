@@ -95,6 +95,7 @@ def run(ui: Interface, server: Server, starters: str, model: dict[str, Any], enc
     seen = Run()
     ui.open()
     ui.tab("Workflows")
+    ui.new_workflow()  # where the editor holds one, as after other tests, the library's button bears its name
     ui.load_from_library(NAME)
     expect(ui.form_field("loader.model")).to_be_visible()
     seen.form = ui.form_field("loader.model").locator("xpath=..").inner_text()

@@ -21,7 +21,6 @@ import os
 import statistics
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from invokeai_video_nodes.pipelines.frames import read_frames  # noqa: E402
 from invokeai_video_nodes.pipelines.vae3d import TilePlan, decode_video, encode_video  # noqa: E402
+from training.tiny_video_vae.train import CLIP, load_clip, psnr  # noqa: E402
 
-CLIP = ROOT / "tests" / "data" / "clips" / "bunny_soft.mp4"
 VAE = ROOT / "tests" / "data" / "tiny_video_vae"
 TILE_FRAMES, TILE_CELLS, MARGIN = 4, 8, 2  # latent frames, latent cells
 LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # BT.709
@@ -47,7 +45,7 @@ def main() -> int:
     arguments = _arguments()
     torch.set_num_threads(1)
     vae = _load(arguments.vae)
-    clip = np.stack(list(islice(read_frames(arguments.clip), arguments.frames)))
+    clip = load_clip(arguments.clip, frames=arguments.frames)
     cells = TilePlan(frames=8, height=clip.shape[1] // 8, width=clip.shape[2] // 8)
     latents = encode_video(vae, iter(clip), num_frames=len(clip), plan=cells)
     whole = _diffusers(vae, latents, tiled=False)
@@ -168,12 +166,6 @@ def _seconds(vae: Any, latents: torch.Tensor, plan: TilePlan) -> float:
     for _ in decode_video(vae, latents, plan=plan):
         pass
     return time.process_time() - begin
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Decibels between two uint8 arrays of one shape; 99 where they are equal."""
-    error = float(np.mean((one.astype(np.float32) - other.astype(np.float32)) ** 2))
-    return 99.0 if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 if __name__ == "__main__":

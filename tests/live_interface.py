@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Locator, Page, Response, TimeoutError, WebSocket, expect
 
@@ -179,6 +180,14 @@ class Interface:
         """Click Load Workflow above the viewer."""
         self.page.get_by_role("button", name="Load Workflow", exact=True).last.click()
         self._confirm_if_asked()
+
+    def play(self) -> dict[str, Any]:
+        """Let the open clip run for a moment and return what the player says of itself."""
+        self.page.wait_for_function("() => { const v = document.querySelector('video'); return v && v.currentTime > 0.4; }")
+        return self.page.evaluate(
+            "() => { const v = document.querySelector('video');"
+            " return {width: v.videoWidth, height: v.videoHeight, duration: v.duration, error: v.error && v.error.message}; }"
+        )
 
     @property
     def invoke_button(self) -> Locator:

@@ -10,8 +10,12 @@ def compute_device() -> torch.device:
     return TorchDevice.choose_torch_device()
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """What our loaders and the model's input use: float32 on the CPU, else what InvokeAI finds safe (bfloat16)."""
+def compute_dtype(device: torch.device | None = None) -> torch.dtype:
+    """What our loaders and the model's input use: float32 on the CPU, else what InvokeAI finds safe (bfloat16).
+
+    `device` None: that of this session.
+    """
+    device = device or compute_device()
     return torch.float32 if device.type == "cpu" else TorchDevice.choose_bfloat16_safe_dtype(device)
 
 

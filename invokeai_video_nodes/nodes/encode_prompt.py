@@ -10,7 +10,7 @@ from invokeai.app.invocations.model import ModelIdentifierField
 from invokeai.app.services.session_processor.session_processor_common import CanceledException
 from invokeai.app.services.shared.invocation_context import InvocationContext
 
-from invokeai_video_nodes.nodes.compute import compute_device, compute_dtype
+from invokeai_video_nodes.nodes.compute import compute_dtype
 from invokeai_video_nodes.nodes.fields import CATEGORY
 from invokeai_video_nodes.nodes.hunyuan_fields import HunyuanVideoConditioningOutput, HunyuanVideoEncoderField, save_features
 from invokeai_video_nodes.nodes.prompt_cache import features_or_encode
@@ -56,7 +56,7 @@ class HunyuanVideoTextEncoderInvocation(BaseInvocation):
             "picture": hashlib.sha256(picture.tobytes()).hexdigest() + str(picture.size) if picture else None,
             "condition": self.encoder.condition,
             "encoders": [_content(context, model) for model in (self.encoder.text_encoder, self.encoder.text_encoder_2)],
-            "dtype": str(compute_dtype(compute_device())),
+            "dtype": str(compute_dtype()),
         }
         features = features_or_encode(parts, lambda: self._encoded(context, record, picture))
         return HunyuanVideoConditioningOutput(conditioning=save_features(context, features, saw_image=picture is not None))

@@ -19,14 +19,13 @@ from invokeai.app.services.shared.invocation_context import InvocationContext
 from PIL import Image
 
 from invokeai_video_nodes.nodes.clip_latents import ClipFacts, save_clip
-from invokeai_video_nodes.nodes.compute import all_bytes, compute_device, free_bytes
 from invokeai_video_nodes.nodes.fields import CATEGORY, with_limits
-from invokeai_video_nodes.nodes.progress import stops_when_canceled
 from invokeai_video_nodes.nodes.vae_model import frame_rule, load_video_vae
+from invokeai_video_nodes.nodes.vae_tiles import vae_in_tiles
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.frames import count_frames, read_frames
 from invokeai_video_nodes.pipelines.shapes import FRAME_RULES, FrameRule
-from invokeai_video_nodes.pipelines.vae3d import TilePlan, encode_video, plan_for, working_bytes
+from invokeai_video_nodes.pipelines.vae3d import encode_video
 
 RULE = FRAME_RULES["hunyuan-video"]
 STEP = RULE.frame_step
@@ -92,21 +91,8 @@ class VideoVAEEncodeInvocation(BaseInvocation):
         loaded = load_video_vae(context, self.vae)
         factor = int(loaded.model.config.spatial_compression_ratio)
         shape = (1, 1, (count - 1) // STEP + 1, height // factor, width // factor)
-        device = compute_device()
-        needed = working_bytes(loaded.model, plan_for(loaded.model, shape, free_bytes=all_bytes(device)))
-
-        def on_tile(done: int, total: int) -> None:
-            context.util.signal_progress(f"Encoding latent frame {done}/{total}", done / total)
-
-        def on_shrink(at: int, before: TilePlan, after: TilePlan) -> None:
-            context.logger.warning(f"Out of memory at latent frame {at}: going on with tiles of {after} instead of {before}.")
-
-        with stops_when_canceled(context) as stop, loaded.model_on_device(working_mem_bytes=needed) as (_, vae):
-            plan = plan_for(vae, shape, free_bytes=free_bytes(device))
-            frames = self._frames(context, count, (width, height))
-            latents = encode_video(
-                vae, frames, num_frames=count, plan=plan, stop=stop, on_tile=on_tile, on_shrink=on_shrink, device=device
-            )
+        with vae_in_tiles(context, loaded, shape, doing="Encoding") as (vae, options):
+            latents = encode_video(vae, self._frames(context, count, (width, height)), num_frames=count, **options)
         stored = save_clip(context, latents, ClipFacts(fps=self._fps(context), spatial_factor=factor))
         return VideoLatentsOutput(latents=stored.latents, num_frames=count, width=width, height=height)
 

@@ -13,7 +13,7 @@ from invokeai.backend.patches.layer_patcher import LayerPatcher, PatchSpec
 from invokeai.backend.patches.model_patch_raw import ModelPatchRaw
 from safetensors import SafetensorError, safe_open
 
-from invokeai_video_nodes.nodes.compute import compute_device, compute_dtype
+from invokeai_video_nodes.nodes.compute import compute_dtype
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.hunyuan_video.lora import Size, check_fit, count_matched, sizes_in
 from invokeai_video_nodes.pipelines.hunyuan_video.sizes import layer_sizes, transformer_of_folder
@@ -31,7 +31,7 @@ def loras_applied(
         # Other layouts than ours, which InvokeAI reads, may write a layer's name in their own way.
         patches=_patches(context, field, None if prefix else record, layer_sizes(transformer)),
         prefix=prefix,
-        dtype=compute_dtype(compute_device()),
+        dtype=compute_dtype(),
         cached_weights=cached_weights,
         force_sidecar_patching=record.format not in (ModelFormat.Diffusers, ModelFormat.Checkpoint),
     )

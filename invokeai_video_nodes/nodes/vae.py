@@ -30,16 +30,16 @@ from PIL import Image
 from pydantic import ValidationInfo, field_validator
 
 from invokeai_video_nodes.nodes.clip_latents import PIXELS_PER_LATENT, ClipFacts
-from invokeai_video_nodes.nodes.compute import all_bytes, compute_device, free_bytes
 from invokeai_video_nodes.nodes.fields import CATEGORY, CODEC_LABELS, CodecChoice, Describe, with_limits
 from invokeai_video_nodes.nodes.kept_latents import kept_while_decoding
 from invokeai_video_nodes.nodes.progress import frame_progress, stops_when_canceled
 from invokeai_video_nodes.nodes.save_video import save_video
 from invokeai_video_nodes.nodes.vae_model import element_size, load_vae, load_video_vae
+from invokeai_video_nodes.nodes.vae_tiles import vae_in_tiles
 from invokeai_video_nodes.pipelines.decode import decode_frames
 from invokeai_video_nodes.pipelines.memory import decode_working_bytes
 from invokeai_video_nodes.pipelines.mp4 import check_mp4_settings
-from invokeai_video_nodes.pipelines.vae3d import TilePlan, check_tile, decode_video, plan_for, working_bytes
+from invokeai_video_nodes.pipelines.vae3d import check_tile, decode_video
 
 DEFAULT_FPS = 8
 TILE_FRAMES = (
@@ -198,18 +198,6 @@ def _in_tiles(
     context: InvocationContext, loaded: LoadedModel, latents: torch.Tensor, facts: ClipFacts, *, tile_frames: int, tile_size: int
 ) -> Iterator[tuple[Iterator[np.ndarray], Callable[[], bool]]]:
     """The clip's frames as they are decoded, and what says that the artist canceled; the VAE is on the device meanwhile."""
-    device, shape = compute_device(), tuple(latents.shape)
-    # First ask for what would be best, so that InvokeAI moves other models away; then see what there is.
-    wished = plan_for(loaded.model, shape, free_bytes=all_bytes(device), tile_frames=tile_frames, tile_size=tile_size)
-
-    def on_tile(done: int, total: int) -> None:
-        context.util.signal_progress(f"Decoding latent frame {done}/{total}", done / total)
-
-    def on_shrink(at: int, before: TilePlan, after: TilePlan) -> None:
-        context.logger.warning(f"Out of memory at latent frame {at}: going on with tiles of {after} instead of {before}.")
-
-    needed = working_bytes(loaded.model, wished)
-    with stops_when_canceled(context) as stop, loaded.model_on_device(working_mem_bytes=needed) as (_, vae):
-        plan = plan_for(vae, shape, free_bytes=free_bytes(device), tile_frames=tile_frames, tile_size=tile_size)
-        frames = decode_video(vae, latents, plan=plan, stop=stop, on_tile=on_tile, on_shrink=on_shrink, device=device)
-        yield islice(frames, facts.skip_frames, None), stop
+    shape = tuple(latents.shape)
+    with vae_in_tiles(context, loaded, shape, doing="Decoding", tile_frames=tile_frames, tile_size=tile_size) as (vae, options):
+        yield islice(decode_video(vae, latents, **options), facts.skip_frames, None), options["stop"]

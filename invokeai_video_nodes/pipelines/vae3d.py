@@ -239,31 +239,22 @@ def _encode_tile(vae: Any, frames: list[np.ndarray], plan: TilePlan, *, stop: St
     factor = int(vae.config.spatial_compression_ratio)
     height, width = (size // factor for size in frames[0].shape[:2])
     pixels = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None]
-    canvas: torch.Tensor | None = None
-    done_bottom = 0
-    for top in _starts(height, plan.height, plan.margin):
-        bottom, done_right = min(top + plan.height, height), 0
-        rows = _ramp(bottom - top, done_bottom - top, 1)
-        for left in _starts(width, plan.width, plan.margin):
-            right = min(left + plan.width, width)
-            if stop is not None and stop():
-                raise Canceled
-            piece = pixels[..., top * factor : bottom * factor, left * factor : right * factor]
-            with torch.no_grad():
-                scaled = piece.to(device=device, dtype=vae_dtype(vae)) / 127.5 - 1.0
-                moments = vae.encoder(scaled)
-                if (after := getattr(vae, "quant_conv", None)) is not None:  # the first generation's
-                    moments = after(moments)
-            mean = moments.chunk(2, dim=1)[0].float().cpu()
-            if canvas is None:
-                canvas = torch.zeros(1, *mean.shape[1:3], height, width)
-            target = canvas[..., top:bottom, left:right]
-            target.lerp_(mean, rows[:, None] * _ramp(right - left, done_right - left, 1))
-            done_right = right
-        done_bottom = bottom
+
+    def encode(rows: slice, columns: slice) -> torch.Tensor:
+        if stop is not None and stop():
+            raise Canceled
+        piece = pixels[..., rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
+        with torch.no_grad():
+            moments = vae.encoder(piece.to(device=device, dtype=vae_dtype(vae)) / 127.5 - 1.0)
+            if (after := getattr(vae, "quant_conv", None)) is not None:  # the first generation's
+                moments = after(moments)
+        mean: torch.Tensor = moments.chunk(2, dim=1)[0]
+        return mean.float().cpu()
+
+    means = _in_spatial_tiles(height, width, plan, encode, enlarged=1)
     scale = latent_scale(vae)
-    assert canvas is not None and scale is not None
-    return (canvas - scale.shift) * scale.factor
+    assert scale is not None
+    return (means - scale.shift) * scale.factor
 
 
 def _stream(
@@ -332,24 +323,38 @@ def _smaller(plan: TilePlan, begin: int, on_shrink: Shrink | None) -> TilePlan:
 def _decode_tile(vae: Any, latents: torch.Tensor, plan: TilePlan, *, stop: Stop | None, device: torch.device) -> torch.Tensor:
     """Decode one temporal tile, in spatial tiles where the frame is larger than the plan's."""
     height, width = latents.shape[-2:]
+
+    def decode(rows: slice, columns: slice) -> torch.Tensor:
+        return _decode_piece(vae, latents[..., rows, columns], stop=stop, device=device)
+
+    return _in_spatial_tiles(height, width, plan, decode, enlarged=int(vae.config.spatial_compression_ratio))
+
+
+def _in_spatial_tiles(
+    height: int, width: int, plan: TilePlan, one: Callable[[slice, slice], torch.Tensor], *, enlarged: int
+) -> torch.Tensor:
+    """What `one(rows, columns)` makes of each tile of the height x width cells, faded into each other where tiles overlap.
+
+    It gives [..., rows * enlarged, columns * enlarged].
+    """
     tops, lefts = _starts(height, plan.height, plan.margin), _starts(width, plan.width, plan.margin)
     if len(tops) == len(lefts) == 1:
-        return _decode_piece(vae, latents, stop=stop, device=device)
-    factor = int(vae.config.spatial_compression_ratio)
-    frames = (latents.shape[2] - 1) * int(vae.config.temporal_compression_ratio) + 1
-    canvas = torch.zeros(3, frames, height * factor, width * factor)
+        return one(slice(0, height), slice(0, width))
+    canvas: torch.Tensor | None = None
     done_bottom = 0
     for top in tops:
         bottom, done_right = min(top + plan.height, height), 0
-        rows = _ramp(bottom - top, done_bottom - top, factor)
+        rows = _ramp(bottom - top, done_bottom - top, enlarged)
         for left in lefts:
             right = min(left + plan.width, width)
-            piece = _decode_piece(vae, latents[..., top:bottom, left:right], stop=stop, device=device)
-            columns = _ramp(right - left, done_right - left, factor)
-            target = canvas[:, :, top * factor : bottom * factor, left * factor : right * factor]
-            target.lerp_(piece, rows[:, None] * columns)
+            piece = one(slice(top, bottom), slice(left, right))
+            if canvas is None:
+                canvas = torch.zeros(*piece.shape[:-2], height * enlarged, width * enlarged)
+            target = canvas[..., top * enlarged : bottom * enlarged, left * enlarged : right * enlarged]
+            target.lerp_(piece, rows[:, None] * _ramp(right - left, done_right - left, enlarged))
             done_right = right
         done_bottom = bottom
+    assert canvas is not None
     return canvas
 
 

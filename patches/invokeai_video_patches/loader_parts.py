@@ -1,4 +1,4 @@
-"""What the loaders of all our models share: the dtype, one part of a diffusers folder, and the refusal of other parts.
+"""What the loaders of all our models share: one part of a diffusers folder, and the refusal of other parts.
 
 Imported only by the hook, after InvokeAI's own loaders.
 """
@@ -10,7 +10,8 @@ import torch
 from invokeai.backend.model_manager.configs.factory import AnyModelConfig
 from invokeai.backend.model_manager.load.model_loaders.generic_diffusers import GenericDiffusersLoader
 from invokeai.backend.model_manager.taxonomy import AnyModel, SubModelType
-from invokeai.backend.util.devices import TorchDevice
+
+from invokeai_video_nodes.nodes.compute import compute_dtype
 
 FOLDER_PARTS = (
     SubModelType.Transformer,
@@ -19,12 +20,6 @@ FOLDER_PARTS = (
     SubModelType.Tokenizer,
     SubModelType.Scheduler,
 )
-
-
-def compute_dtype() -> torch.dtype:
-    """float32 on the CPU; on a GPU bfloat16, or what upstream takes where that is missing."""
-    device = TorchDevice.choose_torch_device()
-    return torch.float32 if device.type == "cpu" else TorchDevice.choose_bfloat16_safe_dtype(device)
 
 
 class FolderLoader(GenericDiffusersLoader):

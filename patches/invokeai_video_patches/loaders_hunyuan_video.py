@@ -18,9 +18,10 @@ from invokeai.backend.quantization.gguf.loaders import gguf_sd_loader
 from invokeai.backend.quantization.gguf.utils import TORCH_COMPATIBLE_QTYPES
 from safetensors.torch import load_file
 
+from invokeai_video_nodes.nodes.compute import compute_dtype
 from invokeai_video_nodes.pipelines.hunyuan_video import keys, lora, scaled_fp8, sizes, vae_keys
 from invokeai_video_patches import identify_hunyuan_encoders, identify_hunyuan_video, status
-from invokeai_video_patches.loader_parts import FOLDER_PARTS, FolderLoader, compute_dtype, require_transformer, word
+from invokeai_video_patches.loader_parts import FOLDER_PARTS, FolderLoader, require_transformer, word
 
 _TOKENIZERS = (SubModelType.Tokenizer, SubModelType.Tokenizer2)
 ENCODER_PARTS = (

@@ -15,9 +15,10 @@ from invokeai.backend.quantization.gguf.loaders import gguf_sd_loader
 from invokeai.backend.util.state_dict_loading import load_state_dict_ignoring_extras
 from safetensors.torch import load_file
 
+from invokeai_video_nodes.nodes.compute import compute_dtype
 from invokeai_video_nodes.pipelines.z_image import presets
 from invokeai_video_patches import identify, loaders_hunyuan_video, status, weight_files
-from invokeai_video_patches.loader_parts import FolderLoader, compute_dtype, require_transformer
+from invokeai_video_patches.loader_parts import FolderLoader, require_transformer
 
 
 class ZImageVideoDiffusersLoader(FolderLoader):

@@ -130,7 +130,7 @@ def run(ui: Interface, server: Server, picked: Picked) -> Run:
     seen.progress = ui.progress
     seen.video = server.get("/api/v1/videos/?limit=10")["items"][0]
     ui.page.get_by_role("button", name="Play video").first.click()
-    seen.played = play(ui.page)
+    seen.played = ui.play()
     ui.page.mouse.move(720, 780)  # off the player, whose controls fade while it plays
     ui.page.evaluate("() => { const v = document.querySelector('video'); v.currentTime = 0; return v.play(); }")
     ui.page.wait_for_timeout(900)
@@ -155,15 +155,6 @@ def wait_for_the_end(ui: Interface, server: Server) -> None:
             break
         ui.page.wait_for_timeout(1_000)
     assert status["completed"] == 1, server.get("/api/v1/queue/default/list_all")
-
-
-def play(page: Page) -> dict[str, Any]:
-    """Let the clip run for a moment and return what the player says of itself."""
-    page.wait_for_function("() => { const v = document.querySelector('video'); return v && v.currentTime > 0.4; }")
-    return page.evaluate(
-        "() => { const v = document.querySelector('video');"
-        " return {width: v.videoWidth, height: v.videoHeight, duration: v.duration, error: v.error && v.error.message}; }"
-    )
 
 
 def test_the_socket_connects_while_compression_stays_on(ui, server):

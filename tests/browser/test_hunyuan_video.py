@@ -114,7 +114,7 @@ def run(ui: Interface, server: Server, starters: str, model: dict[str, Any], enc
     seen.progress = ui.progress
     seen.video = server.get("/api/v1/videos/?limit=10")["items"][0]
     ui.page.get_by_role("button", name="Play video").first.click()
-    seen.played = play(ui.page)
+    seen.played = ui.play()
     ui.picture("hunyuan-playing")
     ui.page.get_by_role("button", name="Close video player").click()
     return seen
@@ -134,15 +134,6 @@ def wait_for_one_more(ui: Interface, server: Server, before: dict[str, int]) -> 
             break
         ui.page.wait_for_timeout(1_000)
     assert status["completed"] == before["completed"] + 1, server.get("/api/v1/queue/default/list_all")
-
-
-def play(page: Page) -> dict[str, Any]:
-    """Let the clip run for a moment and return what the player says of itself."""
-    page.wait_for_function("() => { const v = document.querySelector('video'); return v && v.currentTime > 0.3; }")
-    return page.evaluate(
-        "() => { const v = document.querySelector('video');"
-        " return {width: v.videoWidth, height: v.videoHeight, duration: v.duration, error: v.error && v.error.message}; }"
-    )
 
 
 def test_the_starter_models_show_the_bundles_and_the_licence_s_territory(starters):

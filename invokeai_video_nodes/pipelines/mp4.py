@@ -23,6 +23,8 @@ from .errors import BadInput, Canceled, OutputError, Stop
 from .ffmpeg import EXACT_SCALING, Ffmpeg
 
 Codec = Literal["h264", "h265"]
+# The H.265 file that lies beside a video of the gallery has its name with this ending.
+H265_SUFFIX = ".h265.mp4"
 
 _ENCODERS = {
     "h264": ["-c:v", "libx264"],

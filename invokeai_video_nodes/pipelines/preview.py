@@ -44,6 +44,13 @@ _FLUX_RGB = (
     (0.0027, -0.0479, -0.0043),
     (-0.1146, -0.0827, -0.0598),
 )
+# Of Stable Diffusion 1.5's four channels; AnimateDiff and Stable Video Diffusion have its latents. Values: the same file.
+_SD1_RGB = (
+    (0.3444, 0.1385, 0.0670),
+    (0.1247, 0.4027, 0.1494),
+    (-0.3192, 0.2513, 0.2103),
+    (-0.1307, -0.1874, -0.7445),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def linear_factors(rgb: tuple[tuple[float, float, float], ...]) -> PreviewFactor
 
 
 FLUX_FACTORS = linear_factors(_FLUX_RGB)
+SD1_FACTORS = linear_factors(_SD1_RGB)
 
 
 def load_factors(model_folder: Path | str) -> PreviewFactors | None:

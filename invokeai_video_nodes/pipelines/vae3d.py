@@ -14,7 +14,6 @@ Encoding goes the same way: a tile reads frames 4b .. 4e, and the latent that it
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ import torch
 
 from .decode import latent_scale, to_uint8, vae_dtype
 from .errors import BadInput, Canceled, OutOfMemory, Stop
+from .out_of_memory import free_cached, tried
 from .shapes import check_latents
 
 
@@ -203,7 +203,7 @@ def encode_video(
         end = min(begin + plan.frames + 1, total)
         wanted = (end - 1 - begin) * step + 1
         buffer += [_checked_frame(frames, factor, len(buffer) + index + begin * step, num_frames) for index in range(wanted - len(buffer))]
-        tile = _tried(partial(_encode_tile, vae, buffer[:wanted], plan, stop=stop, device=place))
+        tile = tried(partial(_encode_tile, vae, buffer[:wanted], plan, stop=stop, device=place))
         if tile is None:
             plan = _smaller(plan, begin, on_shrink)
             continue
@@ -273,7 +273,7 @@ def _stream(
     while True:
         plan = smaller or plan_at(begin)
         end = min(begin + plan.frames + 1, total)
-        tile = _tried(partial(_decode_tile, vae, latents[:, :, begin:end], plan, stop=stop, device=device))
+        tile = tried(partial(_decode_tile, vae, latents[:, :, begin:end], plan, stop=stop, device=device))
         if tile is None:
             smaller = _smaller(plan, begin, on_shrink)
             continue
@@ -294,23 +294,8 @@ def _stream(
         begin = end - 1 - plan.overlap
 
 
-def _tried(work: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """What `work` makes of one temporal tile, or None where memory ran out."""
-    try:
-        return work()
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    except RuntimeError as error:
-        # torch's CPU allocator has no class of its own.
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        return None
-
-
 def _smaller(plan: TilePlan, begin: int, on_shrink: Shrink | None) -> TilePlan:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_cached()
     smaller = plan.halved()
     if smaller is None:
         smallest = f"{plan.frames} frames of {plan.height}x{plan.width}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..decode import latent_scale, vae_dtype
+from ..encode import encode_pixels
 from ..errors import BadInput
 from ..shapes import FRAME_RULES, check_latents, seeded_noise
 
@@ -22,14 +22,7 @@ def encode_frame(vae: Any, image: torch.Tensor) -> torch.Tensor:
     rule = FRAME_RULES["z-image-video"]
     rule.check_size("image height", image.shape[2])
     rule.check_size("image width", image.shape[3])
-    scale = latent_scale(vae)
-    with torch.no_grad():
-        image = image.to(vae_dtype(vae))
-        if scale is None:
-            latent = vae.encode(image, sample=False)
-        else:
-            latent = (vae.encode(image).latent_dist.mode() - scale.shift) * scale.factor
-    return latent.float().unsqueeze(2)
+    return encode_pixels(vae, image).unsqueeze(2)
 
 
 def noised_start(frame_latent: torch.Tensor, *, num_frames: int, noise_strength: float, seed: int) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""AnimateDiff: motion modules over Stable Diffusion 1.5."""

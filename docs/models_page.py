@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from invokeai_video_patches.starter_rows import BUNDLES, NOT_LICENSED_IN, ROWS, Row, size_text
+from invokeai_video_patches.starter_rows import BUNDLES, NOT_LICENSED_IN, ROWS, STABILITY, UPSTREAM_MEMBERS, Row, size_text
 
 PAGE = Path(__file__).resolve().parent / "models.md"
 
@@ -19,10 +19,14 @@ _HEAD = """\
 Model Manager → Starter Models offers all of these. A click installs a model and what it needs beside it; a bundle installs a set that
 makes videos at once. This page is written by `python -m docs.models_page`.
 
-*Download* is what comes over the wire. *At work* is what the transformer (or the VAE, or the text encoders) takes on the card while it
-works; the clip needs room too. Text encoders (15 GB, of either generation) work before the transformer and are gone by then. *Card* is
-the smallest on which the transformer stays in place. A smaller one works as well, slower: InvokeAI keeps in main memory what does not
-fit.
+*Download* is what comes over the wire. *At work* is what the transformer (or the UNet, the VAE, the text encoders) takes on the card
+while it works; the clip needs room too. HunyuanVideo's text encoders (15 GB, of either generation) work before the transformer and are
+gone by then. *Card* is the smallest on which the transformer stays in place. A smaller one works as well, slower: InvokeAI keeps in main
+memory what does not fit.
+
+A motion module works inside the UNet of a Stable Diffusion 1.5 model (1.7 GB at work), any that you have; ControlNets, IP-Adapters,
+T2I-Adapters and LoRAs for it are among InvokeAI's own starter models. Where a repository offers a module in 16 bits too, InvokeAI takes
+that on a GPU, and the download is half of what stands here.
 """
 _BUNDLE_HEAD = "## Bundles\n\n| bundle | download | holds |\n|---|---|---|"
 _MODEL_HEAD = (
@@ -39,7 +43,10 @@ def page() -> str:
 
 def _bundle_line(key: str, name: str) -> str:
     members = [row for row in ROWS if key in row.bundles]
-    return f"| *{name}* | {size_text(sum(row.size_gb for row in members))} | {', '.join(row.name for row in members)} |"
+    download, held = size_text(sum(row.size_gb for row in members)), ", ".join(row.name for row in members)
+    if upstream := UPSTREAM_MEMBERS.get(key):
+        download, held = f"{download} and InvokeAI's own", ", ".join([held, *(f"`{source}`" for source in upstream)])
+    return f"| *{name}* | {download} | {held} |"
 
 
 def _model_line(row: Row) -> str:
@@ -63,6 +70,8 @@ def _licences() -> str:
     return (
         f"## Licences\n\n{text}\n"
         "  It gives no right to use the model there. Its text lies in the repositories of the sources.\n"
+        f"- **{STABILITY}**: free for research and private use; it sets conditions for commercial use. Its text lies in the repositories\n"
+        "  of the sources.\n"
         "- The licences are the checkpoints' own. This pack is Apache-2.0 and brings none of their files.\n"
     )
 

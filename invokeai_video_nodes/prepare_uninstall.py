@@ -23,13 +23,16 @@ from invokeai_video_nodes.workflow_files import workflow_files
 # The values of our enum members (patches/invokeai_video_patches/taxonomy.py): records with them are ours.
 OUR_BASES = ("z-image-video", "hunyuan-video", "svd")
 OUR_MODEL_TYPES = ("video_vae", "video_text_encoders", "motion_module")
+OUR_FORMATS = ("sparse_ctrl",)
+# A motion LoRA is told from InvokeAI's own LoRAs by its format alone, which none of theirs has with this type and base.
+MOTION_LORA = ("sd-1", "lora", "checkpoint")
 WORKFLOW_TAG = "invokeai-video"
 # What a person can change in the workflow editor.
 WORKFLOW_CONTENT = ("description", "notes", "version", "nodes", "edges", "form", "exposedFields")
 
 # Queue items with their graphs.
 SELECT_ITEMS = "SELECT item_id, status, session, workflow FROM session_queue ORDER BY item_id"
-SELECT_MODELS = "SELECT id, base, type, name, path FROM models ORDER BY name"
+SELECT_MODELS = "SELECT id, base, type, json_extract(config, '$.format'), name, path FROM models ORDER BY name"
 SELECT_WORKFLOWS = "SELECT workflow_id, name, workflow FROM workflow_library ORDER BY name"
 DELETE_ITEM = "DELETE FROM session_queue WHERE item_id = ?"
 DELETE_MODEL = "DELETE FROM models WHERE id = ?"
@@ -127,14 +130,19 @@ def our_node_types() -> frozenset[str]:
 def find_leftovers(connection: sqlite3.Connection) -> Leftovers:
     """Read, and change nothing."""
     models = connection.execute(SELECT_MODELS).fetchall()
-    ours = [row for row in models if row[1] in OUR_BASES or row[2] in OUR_MODEL_TYPES]
+    ours = [row for row in models if _is_our_model(*row[1:4])]
     workflows, kept = _workflows(connection)
     return Leftovers(
         queue_items=tuple(_queue_items(connection)),
-        models=tuple(Row(key, f"{name} ({kind}, {base}) at {path}") for key, base, kind, name, path in ours),
+        models=tuple(Row(key, f"{name} ({kind}, {base}) at {path}") for key, base, kind, _, name, path in ours),
         workflows=tuple(workflows),
         kept=tuple(kept),
     )
+
+
+def _is_our_model(base: str, kind: str, model_format: str) -> bool:
+    of_our_enums = base in OUR_BASES or kind in OUR_MODEL_TYPES or model_format in OUR_FORMATS
+    return of_our_enums or (base, kind, model_format) == MOTION_LORA
 
 
 def remove(connection: sqlite3.Connection, leftovers: Leftovers) -> None:

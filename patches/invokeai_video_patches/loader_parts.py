@@ -37,6 +37,10 @@ class FolderLoader(GenericDiffusersLoader):
     def _load_part(self, config: AnyModelConfig, model_path: Path, submodel_type: SubModelType) -> AnyModel:
         load_class = self.get_hf_load_class(model_path, submodel_type)
         part = model_path / submodel_type.value
+        if not part.is_dir():
+            # Without this diffusers takes the path for a name on a hub, and says that it cannot be reached.
+            expected = f"the folder {model_path.name}/{submodel_type.value}"
+            raise ValueError(f"{config.name}: expected {expected}, got none: it was moved or deleted; install the model again")
         if not issubclass(load_class, torch.nn.Module):
             return load_class.from_pretrained(part, local_files_only=True)
         options = {"torch_dtype": compute_dtype(), "local_files_only": True, **self._options(config, submodel_type)}

@@ -21,7 +21,7 @@ from invokeai.backend.model_manager.model_on_disk import ModelOnDisk
 from invokeai.backend.model_manager.taxonomy import BaseModelType, ModelFormat
 from pydantic import Field, TypeAdapter, model_validator
 
-from invokeai_video_patches import configs_hunyuan_video, identify, status
+from invokeai_video_patches import configs_animatediff, configs_hunyuan_video, configs_svd, identify, status
 from invokeai_video_patches.form_noise import without_form_noise
 
 
@@ -90,6 +90,8 @@ CONFIG_CLASSES: tuple[type[Config_Base], ...] = (
     Main_Checkpoint_ZImageVideo_Config,
     Main_GGUF_ZImageVideo_Config,
     *configs_hunyuan_video.CONFIG_CLASSES,
+    *configs_animatediff.CONFIG_CLASSES,
+    *configs_svd.CONFIG_CLASSES,
 )
 
 

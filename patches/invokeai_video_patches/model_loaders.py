@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from invokeai_video_nodes.nodes.compute import compute_dtype
 from invokeai_video_nodes.pipelines.z_image import presets
-from invokeai_video_patches import identify, loaders_hunyuan_video, status, weight_files
+from invokeai_video_patches import identify, loaders_animatediff, loaders_hunyuan_video, loaders_svd, status, weight_files
 from invokeai_video_patches.loader_parts import FolderLoader, require_transformer
 
 
@@ -99,6 +99,8 @@ def warn_experimental(config: AnyModelConfig) -> None:
 
 
 Z_IMAGE, HUNYUAN = BaseModelType.ZImageVideo, BaseModelType.HunyuanVideo  # type: ignore[attr-defined]
+SD1, SVD = BaseModelType.StableDiffusion1, BaseModelType.SVD  # type: ignore[attr-defined]
+MOTION_MODULE, SPARSE_CTRL = ModelType.MotionModule, ModelFormat.SparseCtrl  # type: ignore[attr-defined]
 VIDEO_VAE, TEXT_ENCODERS = ModelType.VideoVAE, ModelType.VideoTextEncoders  # type: ignore[attr-defined]
 LOADERS: dict[tuple[BaseModelType, ModelType, ModelFormat], type[ModelLoader]] = {
     (Z_IMAGE, ModelType.Main, ModelFormat.Diffusers): ZImageVideoDiffusersLoader,
@@ -111,6 +113,12 @@ LOADERS: dict[tuple[BaseModelType, ModelType, ModelFormat], type[ModelLoader]] =
     (HUNYUAN, VIDEO_VAE, ModelFormat.Checkpoint): loaders_hunyuan_video.HunyuanVideoVAEFileLoader,
     (HUNYUAN, TEXT_ENCODERS, ModelFormat.Diffusers): loaders_hunyuan_video.HunyuanVideoEncodersLoader,
     (HUNYUAN, ModelType.LoRA, ModelFormat.LyCORIS): loaders_hunyuan_video.HunyuanVideoLoRALoader,
+    (SD1, MOTION_MODULE, ModelFormat.Diffusers): loaders_animatediff.MotionModuleDiffusersLoader,
+    (SD1, MOTION_MODULE, ModelFormat.Checkpoint): loaders_animatediff.MotionModuleFileLoader,
+    (SD1, ModelType.LoRA, ModelFormat.Checkpoint): loaders_animatediff.MotionLoRALoader,
+    (SD1, ModelType.ControlNet, SPARSE_CTRL): loaders_animatediff.SparseCtrlLoader,
+    (SVD, ModelType.Main, ModelFormat.Diffusers): loaders_svd.SVDDiffusersLoader,
+    (SVD, ModelType.Main, ModelFormat.Checkpoint): loaders_svd.SVDSingleFileLoader,
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from invokeai_video_patches.starter_rows import BUNDLES, ROWS, Row, by_name, full_description
+from invokeai_video_patches.starter_rows import BUNDLES, ROWS, UPSTREAM_MEMBERS, Row, by_name, full_description
 
 PACKAGE = "invokeai_video_nodes"
 
@@ -41,12 +41,13 @@ def rows() -> list[Row]:
 
 def patch(module: ModuleType) -> str:
     """Append our rows and bundles to those of `invokeai.backend.model_manager.starter_models`, once per source."""
-    known = {model.source for model in module.STARTER_MODELS}
+    known = {model.source: model for model in module.STARTER_MODELS}
     models = {row: _starter_model(module, row) for row in rows() if row.source not in known}
     module.STARTER_MODELS.extend(models.values())
     for key, name in BUNDLES.items():
         members = [model for row, model in models.items() if key in row.bundles]
         if members and key not in module.STARTER_BUNDLES:
+            members += [known[source] for source in UPSTREAM_MEMBERS.get(key, ()) if source in known]
             module.STARTER_BUNDLES[key] = module.StarterModelBundle(name=name, models=members)
     return f"{len(rows())} starter models"
 

@@ -1,4 +1,4 @@
-"""Members that InvokeAI's enums lack: our model bases, model types and sub-model types.
+"""Members that InvokeAI's enums lack: our model bases, model types, sub-model types and formats.
 
 A member made here pickles, deep-copies, compares and validates as one written in the class body. Adding is idempotent by value.
 """
@@ -9,6 +9,8 @@ from typing import Any
 BASES = {"ZImageVideo": "z-image-video", "HunyuanVideo": "hunyuan-video", "SVD": "svd"}
 TYPES = {"VideoVAE": "video_vae", "VideoTextEncoders": "video_text_encoders", "MotionModule": "motion_module"}
 SUBMODELS = {"ImageEncoder": "image_encoder"}
+# A format of its own, because a record's class and loader go by type, base and format: a SparseCtrl is no ControlNet of upstream's.
+FORMATS = {"SparseCtrl": "sparse_ctrl"}
 
 
 def add_member(enum_class: Any, name: str, value: str) -> Enum:
@@ -37,7 +39,8 @@ def add_member(enum_class: Any, name: str, value: str) -> Enum:
 def patch(module: Any) -> str:
     """Add our members to the enums of `invokeai.backend.model_manager.taxonomy`; returns what was added, in words."""
     added = []
-    for class_name, members in (("BaseModelType", BASES), ("ModelType", TYPES), ("SubModelType", SUBMODELS)):
+    ours = {"BaseModelType": BASES, "ModelType": TYPES, "SubModelType": SUBMODELS, "ModelFormat": FORMATS}
+    for class_name, members in ours.items():
         enum_class = getattr(module, class_name)
         for name, value in members.items():
             add_member(enum_class, name, value)

@@ -31,6 +31,8 @@ TYPES = {
     "video_text_encoders": ("Video Text Encoders", "Video Text Encoders"),
     "motion_module": ("Motion Module", "Video Motion Modules"),
 }
+# format -> (long label, badge label, colour of the badge)
+FORMATS = {"sparse_ctrl": ("SparseCtrl", "sparsectrl", "base")}
 # Main models of our bases stand under a heading of their own; this is its key in the interface.
 MAIN_CATEGORY = "video_main"
 MAIN_HEADING = "Video Models"
@@ -90,6 +92,12 @@ ENTRY_ANCHORS = (
         r"(\{main:`Main`,vae:`VAE`,)(lora:`LoRA`)",
         rf"\1{_entries({key: label for key, (label, _) in TYPES.items()})}\2",
     ),
+    Anchor("model formats", r"(\[`omi`,`diffusers`,`checkpoint`,[^\]]*?)(,`unknown`\])", rf"\1,{_quoted(FORMATS)}\2"),
+    Anchor(
+        "format labels",
+        r"(\{omi:`OMI`,)(diffusers:`Diffusers`)",
+        rf"\1{_entries({key: long for key, (long, _, _) in FORMATS.items()})}\2",
+    ),
     Anchor(
         "model manager headings",
         r"(main:\{category:`main`,i18nKey:`modelManager\.main`,filter:[\w$]+\},)",
@@ -110,6 +118,16 @@ APP_ANCHORS = (
         r"(=\(e,t\)=>)(t===`refiner`\?e\.base===`sdxl-refiner`:)",
         rf"\1t===`{MAIN_CATEGORY}`?e.type===`main`&&{_IS_OURS}:\2",
         expected=2,
+    ),
+    Anchor(
+        "format badges",
+        r"(,omi:`omi`)(,external_api:`external_api`)",
+        rf"\1,{_entries({key: badge for key, (_, badge, _) in FORMATS.items()}).rstrip(',')}\2",
+    ),
+    Anchor(
+        "format colours",
+        r"(\{diffusers:`base`,)(omi:`base`,lycoris:)",
+        rf"\1{_entries({key: colour for key, (_, _, colour) in FORMATS.items()})}\2",
     ),
 )
 BUNDLES = {"index-*.js": ENTRY_ANCHORS, "App-*.js": APP_ANCHORS}

@@ -94,6 +94,30 @@ def read_gguf_header(path: Path) -> WeightHeader:
     return WeightHeader(shapes, metadata)
 
 
+def read_checkpoint_header(path: Path) -> WeightHeader:
+    """Read names and shapes of a torch checkpoint (.ckpt, .pt, .pth, .bin); no code in it is run, no tensor is loaded.
+
+    Raises BrokenFile for one that is cut off, damaged or holds more than tensors and plain values; its `header_text` has names.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        with path.open("rb") as file:
+            text = file.read(1_000_000).decode("latin-1")
+        problem = f"{path.name} cannot be read as plain tensors: it is truncated, damaged or of an old kind; copy or download it again"
+        raise BrokenFile(problem, header_text=text) from error
+    tensors = tensors_in(content)
+    return WeightHeader({name: tuple(value.shape) for name, value in tensors.items()}, {})
+
+
+def tensors_in(content: Any) -> dict[str, Any]:
+    """The tensors of a torch checkpoint by name; a training run's checkpoint has them one level down."""
+    inner = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return {name: value for name, value in inner.items() if hasattr(value, "shape")}
+
+
 def _shapes_before_packing(reader: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of tensors that a converter flattened because GGUF's quantizers take two dimensions only."""
     return {

@@ -19,6 +19,11 @@ RUN_INSIDE_HOOKS = {
     "starter_models.py",
     "late_rebuild.py",
     "web_ui.py",
+    "config_parts.py",
+    "configs_animatediff.py",
+    "configs_svd.py",
+    "loaders_animatediff.py",
+    "loaders_svd.py",
 }
 
 

@@ -74,6 +74,8 @@ def test_the_rewritten_bundle_knows_every_base_and_type(dist):
     for label, heading in web_ui.TYPES.values():
         assert f"`{label}`" in js
         assert f"i18nKey:`{heading}`" in js
+    for long_label, _, _ in web_ui.FORMATS.values():
+        assert f"`{long_label}`" in js
 
 
 def test_a_text_without_anchors_comes_back_unchanged():

@@ -115,14 +115,11 @@ def identified(folder: Path) -> dict[str, Any]:
     return answers
 
 
-def loaded(configs: dict[str, Any]) -> dict[str, Any]:
-    """What our loaders make of each record, on the CPU."""
-    import tiny_models
-    import torch
+def loaders() -> Any:
+    """`load(config, part)` by InvokeAI's registry, on the CPU."""
     from invokeai.app.services.config.config_default import get_config
     from invokeai.backend.model_manager.load import ModelLoaderRegistry
     from invokeai.backend.model_manager.load.model_cache.model_cache import ModelCache
-    from invokeai.backend.model_manager.taxonomy import SubModelType
     from invokeai.backend.util.logging import InvokeAILogger
 
     logger = InvokeAILogger.get_logger()
@@ -134,9 +131,18 @@ def loaded(configs: dict[str, Any]) -> dict[str, Any]:
         logger=logger,
     )
 
-    def load(config: Any, part: SubModelType) -> Any:
+    def load(config: Any, part: Any) -> Any:
         implementation, _, _ = ModelLoaderRegistry.get_implementation(config, part)
         return implementation(app_config=get_config(), logger=logger, ram_cache=cache)._load_model(config, part)
+
+    return load
+
+
+def loaded(configs: dict[str, Any], load: Any) -> dict[str, Any]:
+    """What our loaders make of each record."""
+    import tiny_models
+    import torch
+    from invokeai.backend.model_manager.taxonomy import SubModelType
 
     answers: dict[str, Any] = {}
     for name, config in configs.items():
@@ -277,6 +283,9 @@ def main(answers_path: Path, folder: Path) -> None:
     """Ask everything and write the answers."""
     import inspect
 
+    import inside_animatediff
+    import inside_svd
+
     root = folder / "root"
     root.mkdir()
     os.environ["INVOKEAI_ROOT"] = str(root)
@@ -284,7 +293,10 @@ def main(answers_path: Path, folder: Path) -> None:
     answers: dict[str, Any] = {"members": members()}
     answers["identified"] = identified(folder)
     configs = answers["identified"].pop("configs")
-    answers["loaded"] = loaded(configs)
+    load = loaders()
+    answers["loaded"] = loaded(configs, load)
+    answers["animatediff"] = inside_animatediff.ask(folder / "animatediff", load)
+    answers["svd"] = inside_svd.ask(folder / "svd", load)
     from invokeai.backend.model_manager import taxonomy
     from invokeai.backend.model_manager.configs.factory import ModelConfigFactory
 

@@ -27,6 +27,9 @@ class ModelType(str, Enum):
 
 class SubModelType(str, Enum):
     VAE = "vae"
+
+class ModelFormat(str, Enum):
+    Diffusers = "diffusers"
 """
 LOAD_CUSTOM_NODES = """
 def load_custom_nodes(custom_nodes_path, logger):

@@ -133,4 +133,26 @@ def test_the_database_is_found_where_the_root_s_settings_say(tmp_path):
 def test_it_knows_the_same_types_as_the_patches_and_every_node():
     assert set(subject.OUR_BASES) == set(taxonomy.BASES.values())
     assert set(subject.OUR_MODEL_TYPES) == set(taxonomy.TYPES.values())
+    assert set(subject.OUR_FORMATS) == set(taxonomy.FORMATS.values())
+
+
+@pytest.mark.parametrize(
+    ("record", "ours"),
+    [
+        (("sd-1", "lora", "checkpoint"), True),
+        (("sd-1", "controlnet", "sparse_ctrl"), True),
+        (("sd-1", "lora", "lycoris"), False),
+        (("sd-1", "controlnet", "checkpoint"), False),
+    ],
+)
+def test_motion_loras_and_sparse_controls_are_ours_and_invokeais_own_are_not(record, ours):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE models (id, base, type, name, path, config)")
+        connection.execute("CREATE TABLE session_queue (item_id, session_id, status, session, workflow, queue_id, batch_id)")
+        connection.execute("CREATE TABLE workflow_library (workflow_id, name, workflow, category)")
+        base, kind, model_format = record
+        row = ("key", base, kind, "n", "p", json.dumps({"format": model_format}))
+        connection.execute("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?)", row)
+
+        assert bool(subject.find_leftovers(connection).models) is ours
     assert subject.our_node_types() >= {"z_image_video_model_loader", "z_image_video_denoise", "z_image_video_decode", "frames_to_video"}

@@ -11,34 +11,50 @@ import pytest
 
 from docs.models_page import PAGE, page
 from invokeai_video_patches.starter_models import package_folder
-from invokeai_video_patches.starter_rows import BUNDLES, NOT_LICENSED_IN, ROWS, TENCENT, Row, by_name, full_description, size_text
+from invokeai_video_patches.starter_rows import (
+    BUNDLES,
+    NOT_LICENSED_IN,
+    ROWS,
+    TENCENT,
+    UPSTREAM_MEMBERS,
+    Row,
+    by_name,
+    full_description,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from invokeai_video_nodes.headless import Engine
 
 NAMES = [row.name for row in ROWS]
 REMOTE = [row.name for row in ROWS if not row.in_package]
-FAMILIES = {"z-image-video", "hunyuan-video"}
+TENCENTS = [row.name for row in ROWS if row.licence == TENCENT]
+FAMILIES = {"z-image-video", "hunyuan-video", "sd-1", "svd"}
 KINDS = {
     ("main", "diffusers"),
     ("main", "checkpoint"),
     ("main", "gguf_quantized"),
     ("video_vae", "diffusers"),
     ("video_text_encoders", "diffusers"),
+    ("motion_module", "diffusers"),
+    ("lora", "checkpoint"),
+    ("lora", "lycoris"),
+    ("controlnet", "sparse_ctrl"),
 }
 EVERYTHING = {"transformer", "vae", "encoders"}
 
 
 def parts(row: Row) -> set[str]:
-    """What of a video model a row brings."""
+    """What of a video model a row brings; a motion module brings the motion to a main model of InvokeAI's own."""
     if row.type != "main":
-        return {"video_vae": {"vae"}, "video_text_encoders": {"encoders"}}[row.type]
-    return EVERYTHING if row.format == "diffusers" else {"transformer"}
+        return {"video_vae": {"vae"}, "video_text_encoders": {"encoders"}, "motion_module": {"motion"}}.get(row.type, set())
+    return {"transformer"} if row.base == "hunyuan-video" and row.format != "diffusers" else EVERYTHING
 
 
-def makes_a_video(rows: list[Row]) -> bool:
-    """Whether these rows, installed alone, hold every part of a model of one family."""
-    return any(set().union(*(parts(row) for row in rows if row.base == base)) == EVERYTHING for base in {row.base for row in rows})
+def makes_a_video(rows: list[Row], upstream: tuple[str, ...] = ()) -> bool:
+    """Whether these rows, installed alone, hold every part of a model of one family; `upstream`: sources of InvokeAI's own beside them."""
+    brought = {base: set().union(*(parts(row) for row in rows if row.base == base)) for base in {row.base for row in rows}}
+    return EVERYTHING in brought.values() or ("motion" in brought.get("sd-1", ()) and "Lykon/dreamshaper-8" in upstream)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,7 +87,7 @@ def test_a_row_needs_only_rows_that_exist_and_bring_what_it_lacks(name: str) -> 
     assert all(not other.dependencies for other in needed), "the page installs one level of dependencies"
 
 
-@pytest.mark.parametrize("name", REMOTE)
+@pytest.mark.parametrize("name", TENCENTS)
 def test_a_gated_territory_stands_in_the_text_that_the_page_shows(name: str) -> None:
     shown = full_description(by_name()[name])
 
@@ -84,7 +100,7 @@ def test_a_gated_territory_stands_in_the_text_that_the_page_shows(name: str) -> 
 def test_a_bundle_alone_makes_a_video(key: str) -> None:
     members = [row for row in ROWS if key in row.bundles]
 
-    assert makes_a_video(members)
+    assert makes_a_video(members, UPSTREAM_MEMBERS.get(key, ()))
     for row in members:
         assert set(row.dependencies) <= {member.name for member in members}, "one click brings everything"
         assert row.card_gb <= int((re.search(r"(\d+) GB", BUNDLES[key]) or ["", "0"])[1])
@@ -101,6 +117,7 @@ def test_every_bundle_that_a_row_names_exists() -> None:
         ["HunyuanVideo VAE", "HunyuanVideo Text Encoders"],
         ["HunyuanVideo Text to Video (fp8)", "HunyuanVideo VAE"],
         ["HunyuanVideo Text to Video (fp8)", "HunyuanVideo Text Encoders"],
+        ["AnimateDiff Motion Module v3"],
     ],
 )
 def test_the_bundle_rule_bites(rows: list[str]) -> None:
@@ -163,8 +180,13 @@ def test_invokeai_lists_every_row_with_its_dependencies(name: str, listed: dict[
 def test_invokeai_lists_every_bundle_with_its_members(key: str, engine: Engine) -> None:
     from invokeai.backend.model_manager.starter_models import STARTER_BUNDLES
 
+    ours = {row.source for row in ROWS if key in row.bundles and not row.in_package}
+    in_package = sum(row.in_package for row in ROWS if key in row.bundles)
+    listed = {model.source for model in STARTER_BUNDLES[key].models}
+
     assert STARTER_BUNDLES[key].name == BUNDLES[key]
-    assert {model.name for model in STARTER_BUNDLES[key].models} == {row.name for row in ROWS if key in row.bundles}
+    assert listed >= ours | set(UPSTREAM_MEMBERS.get(key, ()))
+    assert len(listed) == len(ours) + in_package + len(UPSTREAM_MEMBERS.get(key, ()))
 
 
 def test_a_single_file_of_a_hub_id_is_downloaded_alone(engine: Engine) -> None:
@@ -175,6 +197,87 @@ def test_a_single_file_of_a_hub_id_is_downloaded_alone(engine: Engine) -> None:
     files = [Path("HunyuanVideo_comfy") / name for name in (source.subfolder, "hunyuan_video_vae_bf16.safetensors", "README.md")]
 
     assert filter_files(files, source.variant, subfolder=source.subfolder) == [files[0]]
+
+
+MOTION_MODULES = {row.name: row for row in ROWS if row.type == "motion_module"}
+
+
+@pytest.mark.parametrize("name", MOTION_MODULES)
+def test_a_motion_module_is_installed_as_the_row_says_from_what_invokeai_downloads(name: str, engine: Engine, tmp_path: Path) -> None:
+    from tiny_animatediff_files import tiny_adapter
+
+    row, version = MOTION_MODULES[name], name.rsplit(" ", 1)[1] if name[-2] == "v" else "animatelcm"
+    tiny_adapter(version).save_pretrained(tmp_path / "repository")
+    (tmp_path / "repository" / "AnimateLCM_sd15_t2v.ckpt").write_bytes(b"the original file, which is not downloaded too")
+
+    folder = downloaded(engine, row.source, tmp_path / "repository", tmp_path / "downloads")
+    record = engine.services.model_manager.store.get_model(engine.install(folder, {"source": row.source}))
+
+    assert (record.base.value, record.type.value, record.format.value) == (row.base, row.type, row.format)
+    assert record.version == version
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_motion_lora_is_installed_as_the_row_says(engine: Engine, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from tiny_animatediff_files import motion_lora
+
+    row = by_name()["AnimateDiff Zoom In"]
+    save_file(motion_lora("diffusers"), tmp_path / row.source.partition("::")[2])
+
+    record = engine.services.model_manager.store.get_model(engine.install(tmp_path / row.source.partition("::")[2]))
+
+    assert (record.base.value, record.type.value, record.format.value) == (row.base, row.type, row.format)
+
+
+def test_the_lora_of_animatelcm_is_installed_as_the_row_says(engine: Engine, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    row, name = by_name()["AnimateLCM LoRA"], "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    factors = {
+        f"{name}.lora_down.weight": torch.zeros(4, 768),
+        f"{name}.lora_up.weight": torch.zeros(320, 4),
+        f"{name}.alpha": torch.tensor(4.0),
+    }
+    save_file(factors, tmp_path / "AnimateLCM_sd15_t2v_lora.safetensors")
+
+    record = engine.services.model_manager.store.get_model(engine.install(tmp_path / "AnimateLCM_sd15_t2v_lora.safetensors"))
+
+    assert (record.base.value, record.type.value, record.format.value) == (row.base, row.type, row.format)
+
+
+@pytest.mark.parametrize("name", ["AnimateDiff SparseCtrl RGB", "AnimateDiff SparseCtrl Scribble"])
+def test_a_sparse_control_is_installed_as_the_row_says(name: str, engine: Engine, tmp_path: Path) -> None:
+    from tiny_animatediff_files import tiny_sparse_control
+
+    row = by_name()[name]
+    tiny_sparse_control(reads_latents=name.endswith("RGB")).save_pretrained(tmp_path / "repository")
+
+    folder = downloaded(engine, row.source, tmp_path / "repository", tmp_path / "downloads")
+    record = engine.services.model_manager.store.get_model(engine.install(folder))
+
+    assert (record.base.value, record.type.value, record.format.value) == (row.base, row.type, row.format)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("Stable Video Diffusion", 14), ("Stable Video Diffusion XT", 25)])
+def test_stable_video_diffusion_is_installed_as_the_row_says(name: str, frames: int, engine: Engine, tmp_path: Path) -> None:
+    from tiny_svd import tiny_svd
+
+    row, repository = by_name()[name], tmp_path / "repository"
+    tiny_svd(num_frames=frames).save_pretrained(repository)
+    (repository / "svd_xt.safetensors").write_bytes(b"the original file, which is not downloaded too")
+
+    folder = downloaded(engine, row.source, repository, tmp_path / "downloads")
+    record = engine.services.model_manager.store.get_model(engine.install(folder))
+
+    assert (record.base.value, record.type.value, record.format.value) == (row.base, row.type, row.format)
+    assert not (folder / "svd_xt.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", [row.name for row in ROWS if row.base == "svd"])
+def test_a_model_that_wants_an_access_token_says_so(name: str) -> None:
+    assert "access token" in full_description(by_name()[name])
 
 
 @pytest.mark.parametrize("name", ["HunyuanVideo VAE", "HunyuanVideo Text Encoders"])

@@ -16,15 +16,22 @@ from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.workflow_graph import WorkflowDraft, nearest_word
 
 IDENTITY = ("key", "hash", "name", "base", "type")
+# (type, format) of models that only the fields which ask for that format take: motion LoRAs and SparseCtrls.
+_ON_REQUEST = (("lora", "checkpoint"), ("controlnet", "sparse_ctrl"))
 # What InvokeAI's own LoRA selector gives a LoRA of which nothing else is said.
 LORA_WEIGHT = 0.75
 # Records what was used; a model that is gone is no reason not to run.
 _RECORD_ONLY = ("core_metadata",)
 
 
-def model_identity(record: Any) -> dict[str, str]:
-    """The five facts that identify a model record, as a model field holds them."""
-    return {fact: _text(getattr(record, fact)) for fact in IDENTITY}
+def model_facts(record: Any) -> dict[str, str]:
+    """What is asked of an installed model here: the five facts that identify it, and its format."""
+    return {fact: _text(getattr(record, fact)) for fact in (*IDENTITY, "format")}
+
+
+def identity(model: Mapping[str, str]) -> dict[str, str]:
+    """The five facts that identify a model, as a model field holds them."""
+    return {fact: model[fact] for fact in IDENTITY}
 
 
 def resolve_models(draft: WorkflowDraft, classes: Mapping[str, Any], installed: Sequence[Mapping[str, str]]) -> None:
@@ -38,7 +45,7 @@ def resolve_models(draft: WorkflowDraft, classes: Mapping[str, Any], installed: 
             if found is None:
                 missing.append(f"{draft.title(node_id)}.{field_name}, which wants {describe(wanted)} and does not find it")
             else:
-                wanted.update(found)
+                wanted.update(identity(found))
         missing += _fill_empty_fields(draft, node_id, classes[node["type"]], installed)
     if missing:
         known = f"Installed: {_listing(installed)}. Install one with --model PATH or choose one with --set NODE.FIELD=NAME"
@@ -102,7 +109,7 @@ def chosen_loras(where: str, value: Any, installed: Sequence[Mapping[str, str]])
         weight = facts.get("weight", LORA_WEIGHT)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise BadInput.expected(f"{where}: weight of '{lora}'", "a number", json.dumps(weight), LORA_WEIGHT)
-        found.append({"lora": dict(find_named_model(lora, loras, what=where)), "weight": weight})
+        found.append({"lora": identity(find_named_model(lora, loras, what=where)), "weight": weight})
     return found
 
 
@@ -132,7 +139,7 @@ def _fill_empty_fields(draft: WorkflowDraft, node_id: str, cls: Any, installed: 
         fitting = [model for model in installed if _accepts(extra, model)]
         where = f"{draft.title(node_id)}.{name}"
         if len(fitting) == 1:
-            node[name] = dict(fitting[0])
+            node[name] = identity(fitting[0])
             draft.remarks.append(f"{where} was empty; it takes {describe(fitting[0])}, the only model that fits")
         elif fitting:
             missing.append(f"{where}, which is empty while {len(fitting)} models fit: choose {_settings(node_id, name, fitting)}")
@@ -149,15 +156,16 @@ def _settings(node_id: str, field: str, models: Sequence[Mapping[str, str]]) -> 
 
 
 def _accepts(extra: Mapping[str, Any], model: Mapping[str, str]) -> bool:
-    return all(
-        not wanted or model[fact] in wanted
-        for fact, wanted in (("base", _texts(extra.get("ui_model_base"))), ("type", _texts(extra.get("ui_model_type"))))
-    )
+    wishes = {fact: _texts(extra.get(f"ui_model_{fact}")) for fact in ("base", "type", "format")}
+    if not wishes["format"] and (model["type"], model.get("format")) in _ON_REQUEST:
+        return False
+    return all(not wanted or model.get(fact) in wanted for fact, wanted in wishes.items())
 
 
 def _wish(extra: Mapping[str, Any]) -> str:
-    bases, types = _texts(extra.get("ui_model_base")), _texts(extra.get("ui_model_type"))
-    return f"base {'/'.join(bases) or 'any'} and type {'/'.join(types) or 'any'}"
+    bases, types, formats = (_texts(extra.get(f"ui_model_{fact}")) for fact in ("base", "type", "format"))
+    words = f"base {'/'.join(bases) or 'any'} and type {'/'.join(types) or 'any'}"
+    return f"{words} and format {'/'.join(formats)}" if formats else words
 
 
 def _texts(value: Any) -> list[str]:

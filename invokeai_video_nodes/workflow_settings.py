@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.workflow_graph import NODE_ATTRIBUTES, WorkflowDraft, nearest_word
-from invokeai_video_nodes.workflow_models import chosen_loras, find_named_model, takes_loras, takes_model
+from invokeai_video_nodes.workflow_models import chosen_loras, find_named_model, identity, takes_loras, takes_model
 
 _BOUNDS = ("ge", "gt", "le", "lt", "multiple_of")
 # A gallery field's class -> the key under which it holds the file's name.
@@ -53,7 +53,7 @@ def apply_settings(
         field = _find_field(draft, node_id, cls, setting.field)
         where = f"{draft.title(node_id)}.{setting.field}"
         if takes_model(field):
-            node[setting.field] = dict(find_named_model(setting.text, installed, what=where))
+            node[setting.field] = identity(find_named_model(setting.text, installed, what=where))
         elif takes_loras(field):
             loras = chosen_loras(where, _json_or(setting.text, list | dict), installed)
             node[setting.field] = _validated(where, cls, setting.field, [loras], setting.text)
@@ -131,7 +131,7 @@ def value_error(where: str, field: Any, problem: Any, got: Any) -> BadInput:
 
 
 def _nearest(field: Any, got: Any) -> Any:
-    """The value nearest to `got` that a bounded number or a choice of words allows, or None."""
+    """The value nearest to `got` that a bounded number or a choice of words allows, or None where that is not known."""
     choices = [value for value in _literals(field.annotation) if isinstance(value, str)]
     if choices:
         return nearest_word(str(got), choices)
@@ -155,7 +155,8 @@ def _nearest(field: Any, got: Any) -> Any:
         number = max(number, -(-lowest // step) * step if step else lowest)
     if highest is not None:
         number = min(number, highest // step * step if step else highest)
-    return int(number) if whole else number
+    # A bound that the value itself does not reach, or that lies inside a union, is not known here.
+    return None if number == float(got) else int(number) if whole else number
 
 
 def _plain_types(annotation: Any) -> set[Any]:

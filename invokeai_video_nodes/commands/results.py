@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from invokeai_video_nodes.pipelines.errors import BadInput, OutputError
+from invokeai_video_nodes.pipelines.mp4 import H265_SUFFIX
 
 
 @contextmanager
@@ -39,27 +40,33 @@ def _writable(folder: Path) -> Path:
     return folder.resolve()
 
 
-def copy_result(source: Path, folder: Path, stem: str) -> Path:
-    """Copy `source` into `folder` as STEM.ext, or STEM-2.ext and so on where that name is taken.
+def copy_result(source: Path, folder: Path, stem: str) -> list[Path]:
+    """Copy `source` into `folder` as STEM.ext, or STEM-2.ext and so on where that name is taken, and its H.265 file beside it.
 
-    The copy appears under its name only when it is complete. OutputError when the disk does not take it.
+    A copy appears under its name only when it is complete. OutputError when the disk does not take it.
     """
-    partial = folder / f".{stem}{source.suffix}.{os.getpid()}.part"
+    beside = source.with_suffix(H265_SUFFIX)
+    sources = {source.suffix: source} | ({H265_SUFFIX: beside} if beside.is_file() else {})
+    stem = _free_stem(folder, stem, list(sources))
+    return [_copied(path, folder, f"{stem}{suffix}") for suffix, path in sources.items()]
+
+
+def _copied(source: Path, folder: Path, name: str) -> Path:
+    partial = folder / f".{name}.{os.getpid()}.part"
     try:
         shutil.copyfile(source, partial)
-        target = _free_name(folder, stem, source.suffix)
-        os.replace(partial, target)
+        os.replace(partial, folder / name)
     except OSError as error:
-        raise OutputError(f"expected to write {stem}{source.suffix} into {folder}, got: {error.strerror}") from error
+        raise OutputError(f"expected to write {name} into {folder}, got: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-    return target
+    return folder / name
 
 
-def _free_name(folder: Path, stem: str, suffix: str) -> Path:
+def _free_stem(folder: Path, stem: str, suffixes: Sequence[str]) -> str:
     number = 1
     while True:
-        target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
-        if not target.exists():
-            return target
+        numbered = stem if number == 1 else f"{stem}-{number}"
+        if not any((folder / f"{numbered}{suffix}").exists() for suffix in suffixes):
+            return numbered
         number += 1

@@ -111,11 +111,11 @@ def run_workflow(request: RunRequest, console: Console) -> Delivery:
 def prepare(request: RunRequest, engine: Any) -> Any:
     """Draft -> graph against the nodes and models that this engine has."""
     from invokeai_video_nodes.workflow_build import build_graph, node_classes, refuse_unrunnable
-    from invokeai_video_nodes.workflow_models import model_identity, resolve_models
+    from invokeai_video_nodes.workflow_models import model_facts, resolve_models
     from invokeai_video_nodes.workflow_settings import apply_settings
 
     classes = node_classes()
-    installed = [model_identity(record) for record in engine.services.model_manager.store.all_models()]
+    installed = [model_facts(record) for record in engine.services.model_manager.store.all_models()]
     refuse_unrunnable(request.draft, classes)
     apply_settings(
         request.draft,
@@ -167,7 +167,8 @@ def import_media(services: Any, key: str, path: Path) -> str:
 def _deliver(paths: Sequence[Path], request: RunRequest) -> list[Path]:
     if request.out is None:
         return list(paths)
-    return [copy_result(path, request.out, request.stem or file_stem(request.draft.name)) for path in paths]
+    stem = request.stem or file_stem(request.draft.name)
+    return [copied for path in paths for copied in copy_result(path, request.out, stem)]
 
 
 def file_stem(text: str) -> str:

@@ -16,9 +16,12 @@ from invokeai.app.invocations.fields import LatentsField
 from invokeai.app.invocations.primitives import LatentsOutput
 from invokeai.app.services.shared.invocation_context import InvocationContext
 
+from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.shapes import check_latents
 
 PIXELS_PER_LATENT = 8
+# Families whose latents are alike, and the node that decodes each.
+DECODED_BY = {"animatediff": "Video Decode - AnimateDiff", "svd": "Video Decode - SVD"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class ClipFacts:
 
     `f_patch_size` is the one they were denoised with, 0 where none was. `skip_frames`: how many decoded frames come before
     the clip, because the model was trained so. `spatial_factor`: pixels per latent cell.
-    `skipped_calls`: model calls that a step cache left out.
+    `skipped_calls`: model calls that a step cache left out. `family`: whose decode they need, a key of `DECODED_BY`; None where
+    their channels say enough.
     """
 
     fps: int | None = None
@@ -36,6 +40,7 @@ class ClipFacts:
     skip_frames: int = 0
     spatial_factor: int = PIXELS_PER_LATENT
     skipped_calls: int = 0
+    family: str | None = None
 
 
 class ClipLatents(torch.Tensor):
@@ -71,6 +76,15 @@ def load_clip(context: InvocationContext, field: LatentsField) -> tuple[torch.Te
     stored = context.tensors.load(field.latents_name)
     check_latents(stored)
     return stored.as_subclass(torch.Tensor), facts_from(getattr(stored, "clip_facts", {}))
+
+
+def require_family(facts: ClipFacts, family: str | None) -> None:
+    """Raise BadInput for latents of another family than the one that a node decodes (None: of none in `DECODED_BY`)."""
+    if facts.family in (None, family):
+        return
+    expected = f"a clip of {family}" if family else "a clip of this node's own model"
+    node = DECODED_BY.get(str(facts.family))
+    raise BadInput.expected("latents", expected, f"one of {facts.family}" + (f", which '{node}' decodes" if node else ""))
 
 
 def facts_from(values: Mapping[str, Any]) -> ClipFacts:

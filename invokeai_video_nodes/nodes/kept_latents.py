@@ -26,7 +26,7 @@ from invokeai.app.services.session_queue.session_queue_common import SessionQueu
 from invokeai.app.services.shared.invocation_context import InvocationContext
 from safetensors import SafetensorError, safe_open
 
-from invokeai_video_nodes.nodes.clip_latents import ClipFacts, facts_from, load_clip
+from invokeai_video_nodes.nodes.clip_latents import ClipFacts, facts_from, load_clip, require_family
 from invokeai_video_nodes.nodes.save_video import outputs_folder, unfinished_folder
 from invokeai_video_nodes.pipelines.errors import BadInput, OutOfMemory, OutputError
 from invokeai_video_nodes.pipelines.mp4 import temporary_name
@@ -68,13 +68,17 @@ def kept_folder() -> Path:
 
 
 @contextmanager
-def kept_while_decoding(context: InvocationContext, field: LatentsField) -> Iterator[tuple[torch.Tensor, ClipFacts]]:
+def kept_while_decoding(
+    context: InvocationContext, field: LatentsField, *, family: str | None = None
+) -> Iterator[tuple[torch.Tensor, ClipFacts]]:
     """`with kept_while_decoding(context, field) as (latents, facts):` decode and save; the latents are on disk before it begins.
 
     After success, or where the artist canceled, the file is gone, unless it was there before. Any other exception leaves
     it and comes out with words that say where it is; of another class than our own or torch's out-of-memory, as DecodeFailed.
+    Latents of another `family` than the caller decodes are refused first, see `require_family`.
     """
     latents, facts = load_clip(context, field)
+    require_family(facts, family)
     kept = _keep(context, latents, facts)
     try:
         yield latents, facts

@@ -14,11 +14,10 @@ from invokeai.app.services.config.config_default import get_config
 from invokeai.app.services.shared.invocation_context import InvocationContext
 
 from invokeai_video_nodes.nodes.fields import CodecChoice
-from invokeai_video_nodes.pipelines.mp4 import Codec, clean_stale, temporary_name, write_mp4
+from invokeai_video_nodes.pipelines.mp4 import H265_SUFFIX, Codec, clean_stale, temporary_name, write_mp4
 from invokeai_video_nodes.pipelines.shapes import duration_seconds
 
 UNFINISHED = "unfinished-videos"
-_COPY_SUFFIX = ".h265.mp4"
 
 
 def outputs_folder() -> Path:
@@ -51,8 +50,8 @@ def _clean_copies(videos: Path) -> None:
     """The gallery knows nothing of the H.265 file beside a video, so deleting the video leaves it."""
     if any(videos.glob(".delete_*")):
         return  # InvokeAI was stopped while it deleted, and puts those videos back when it starts
-    for copy in videos.rglob(f"*{_COPY_SUFFIX}"):
-        if not copy.with_name(copy.name.removesuffix(_COPY_SUFFIX) + ".mp4").exists():
+    for copy in videos.rglob(f"*{H265_SUFFIX}"):
+        if not copy.with_name(copy.name.removesuffix(H265_SUFFIX) + ".mp4").exists():
             copy.unlink()
 
 
@@ -83,7 +82,7 @@ def save_video(
         duration = duration_seconds(count, fps)
         video = context.videos.save(source_path=path, width=width, height=height, duration=duration, fps=float(fps), metadata=metadata)
         if copies:
-            second.replace(context.videos.get_path(video.video_name).with_suffix(_COPY_SUFFIX))
+            second.replace(context.videos.get_path(video.video_name).with_suffix(H265_SUFFIX))
         return VideoOutput.build(video, num_frames=count)
     finally:
         path.unlink(missing_ok=True)

@@ -88,23 +88,34 @@ class ZImageVideoDecodeInvocation(BaseInvocation, WithMetadata, WithBoard):
     @torch.no_grad()
     def invoke(self, context: InvocationContext) -> VideoOutput:
         with kept_while_decoding(context, self.latents) as (latents, facts):
-            return self._decoded(context, latents, facts)
+            return decoded_frame_by_frame(context, latents, facts, vae=self.vae, fps=self.fps, crf=self.crf, codec=self.codec)
 
-    def _decoded(self, context: InvocationContext, latents: torch.Tensor, facts: ClipFacts) -> VideoOutput:
-        fps = self.fps or facts.fps or DEFAULT_FPS
-        height, width = (size * PIXELS_PER_LATENT for size in latents.shape[-2:])
-        check_mp4_settings(fps=fps, width=width, height=height, codec="h264", crf=self.crf)
-        loaded = load_vae(context, self.vae, channels=latents.shape[1])
-        needed = decode_working_bytes(height=height, width=width, element_size=element_size(loaded.model))
-        with stops_when_canceled(context) as stop, loaded.model_on_device(working_mem_bytes=needed) as (_, vae):
-            frames = decode_frames(
-                vae,
-                latents,
-                stop=stop,
-                on_frame=frame_progress(context, "Decoding"),
-                device=TorchDevice.choose_torch_device(),
-            )
-            return save_video(context, frames, width=width, height=height, fps=fps, crf=self.crf, codec=self.codec, stop=stop)
+
+def decoded_frame_by_frame(
+    context: InvocationContext,
+    latents: torch.Tensor,
+    facts: ClipFacts,
+    *,
+    vae: VAEField,
+    fps: int | None,
+    crf: int,
+    codec: CodecChoice,
+) -> VideoOutput:
+    """Latents [1, C, F, h, w] through a 2D VAE into an MP4 of the gallery; `fps` None or 0: as the facts say, else 8."""
+    fps = fps or facts.fps or DEFAULT_FPS
+    height, width = (size * PIXELS_PER_LATENT for size in latents.shape[-2:])
+    check_mp4_settings(fps=fps, width=width, height=height, codec="h264", crf=crf)
+    loaded = load_vae(context, vae, channels=latents.shape[1])
+    needed = decode_working_bytes(height=height, width=width, element_size=element_size(loaded.model))
+    with stops_when_canceled(context) as stop, loaded.model_on_device(working_mem_bytes=needed) as (_, model):
+        frames = decode_frames(
+            model,
+            latents,
+            stop=stop,
+            on_frame=frame_progress(context, "Decoding"),
+            device=TorchDevice.choose_torch_device(),
+        )
+        return save_video(context, frames, width=width, height=height, fps=fps, crf=crf, codec=codec, stop=stop)
 
 
 @invocation(

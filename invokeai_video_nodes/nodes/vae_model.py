@@ -5,19 +5,26 @@ from typing import Any
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import AutoencoderKLHunyuanVideo15
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from invokeai.app.invocations.model import VAEField
 from invokeai.app.services.shared.invocation_context import InvocationContext
 from invokeai.backend.flux.modules.autoencoder import AutoEncoder as FluxAutoEncoder
 from invokeai.backend.model_manager.load.load_base import LoadedModel
 
 from invokeai_video_nodes.nodes.hunyuan_fields import BASE as HUNYUAN_VIDEO
+from invokeai_video_nodes.nodes.svd_fields import BASE as SVD
 from invokeai_video_nodes.pipelines.decode import latent_channels
 from invokeai_video_nodes.pipelines.errors import BadInput
 from invokeai_video_nodes.pipelines.shapes import FRAME_RULES, FrameRule
 
+TEMPORAL_VAE = "the VAE of a Stable Video Diffusion model (with a temporal decoder)"
+
 
 def load_vae(context: InvocationContext, field: VAEField, *, channels: int | None = None) -> LoadedModel:
     """Load a 2D VAE into memory, not yet onto the device. Raises BadInput for another kind or other latent `channels`."""
+    if context.models.get_config(field.vae).base.value == SVD:
+        got = f"'{field.vae.name}', whose latents 'Video Decode - SVD' decodes"
+        raise BadInput.expected("VAE", "a VAE of single images", got)
     kinds = (AutoencoderKL, FluxAutoEncoder)
     return _load(context, field, kinds, "a VAE of single images (AutoencoderKL or the FLUX AutoEncoder)", channels)
 
@@ -33,6 +40,19 @@ def load_video_vae(context: InvocationContext, field: VAEField, *, channels: int
         raise _other_channels(field, recorded, channels)
     kinds = (AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15)
     return _load(context, field, kinds, "a video VAE (HunyuanVideo's or HunyuanVideo-1.5's)", channels)
+
+
+def load_temporal_vae(context: InvocationContext, field: VAEField, *, channels: int | None = None) -> LoadedModel:
+    """Load SVD's VAE into memory, not yet onto the device. Raises BadInput for another kind, before anything is loaded."""
+    require_temporal_vae(context, field)
+    return _load(context, field, (AutoencoderKLTemporalDecoder,), TEMPORAL_VAE, channels)
+
+
+def require_temporal_vae(context: InvocationContext, field: VAEField) -> None:
+    """Raise BadInput unless the record is of an SVD model; nothing is loaded."""
+    record = context.models.get_config(field.vae)
+    if record.base.value != SVD:
+        raise BadInput.expected("VAE", TEMPORAL_VAE, f"'{record.name}' of base {record.base.value}")
 
 
 def frame_rule(context: InvocationContext, field: VAEField) -> FrameRule:

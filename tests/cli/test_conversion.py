@@ -336,6 +336,24 @@ def test_an_empty_model_field_says_what_is_installed_and_how_to_choose(classes: 
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("node", "chosen"),
+    [("lora_loader", "Ink"), ("animatediff_motion_lora", "Zoom"), ("controlnet", "Canny"), ("animatediff_sparse_control", "Sparse")],
+)
+def test_motion_loras_and_sparse_controls_go_only_where_they_are_asked_for(classes: dict[str, Any], node: str, chosen: str) -> None:
+    from invokeai_video_nodes.workflow_models import resolve_models
+
+    formats = {"Ink": "lycoris", "Zoom": "checkpoint", "Canny": "diffusers", "Sparse": "sparse_ctrl"}
+    types = {"Ink": "lora", "Zoom": "lora", "Canny": "controlnet", "Sparse": "controlnet"}
+    installed = [{"key": name, "hash": "", "name": name, "base": "sd-1", "type": types[name], "format": formats[name]} for name in types]
+    target = draft(a={"type": node})
+
+    resolve_models(target, classes, installed)
+
+    field = "lora" if "lora" in node else "control_model"
+    assert target.nodes["a"][field] == {"key": chosen, "hash": "", "name": chosen, "base": "sd-1", "type": types[chosen]}
+
+
 def test_loras_are_set_by_name_and_become_what_the_node_takes(classes: dict[str, Any]) -> None:
     installed = tuple({"key": f"k{name}", "hash": "h", "name": name, "base": "hunyuan-video", "type": "lora"} for name in ("Ink", "7"))
     target = draft(many={"type": "hunyuan_video_lora_collection_loader"}, one={"type": "hunyuan_video_lora_loader"})

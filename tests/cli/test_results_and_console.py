@@ -16,6 +16,7 @@ from invokeai_video_nodes.commands.demo import check_arguments, settings_for, un
 from invokeai_video_nodes.commands.results import copy_result, out_folder
 from invokeai_video_nodes.commands.run import file_stem
 from invokeai_video_nodes.pipelines.errors import BadInput, OutputError
+from invokeai_video_nodes.pipelines.mp4 import H265_SUFFIX
 from invokeai_video_nodes.toy_settings import ToySettings, toy_settings
 
 
@@ -26,9 +27,21 @@ def test_a_result_never_replaces_a_file_that_was_there(tmp_path: Path) -> None:
     out.mkdir()
     (out / "clip.mp4").write_bytes(b"old")
 
-    assert copy_result(source, out, "clip") == out / "clip-2.mp4"
-    assert copy_result(source, out, "clip") == out / "clip-3.mp4"
+    assert copy_result(source, out, "clip") == [out / "clip-2.mp4"]
+    assert copy_result(source, out, "clip") == [out / "clip-3.mp4"]
     assert (out / "clip.mp4").read_bytes() == b"old"
+
+
+def test_the_h265_file_comes_with_its_video_under_one_name(tmp_path: Path) -> None:
+    source, out = tmp_path / "gallery.mp4", tmp_path / "out"
+    source.write_bytes(b"h264")
+    source.with_suffix(H265_SUFFIX).write_bytes(b"h265")
+    out.mkdir()
+    (out / "clip.h265.mp4").write_bytes(b"old")
+
+    assert copy_result(source, out, "clip") == [out / "clip-2.mp4", out / "clip-2.h265.mp4"]
+    assert (out / "clip-2.h265.mp4").read_bytes() == b"h265"
+    assert (out / "clip.h265.mp4").read_bytes() == b"old"
 
 
 def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

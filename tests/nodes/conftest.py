@@ -16,6 +16,49 @@ if TYPE_CHECKING:
     from invokeai_video_nodes.headless import Engine
 
 
+@pytest.fixture(scope="session")
+def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 1.5 in diffusers' layout."""
+    from tiny_sd1 import tiny_sd1
+
+    folder = tmp_path_factory.mktemp("sd1") / "tiny-sd1"
+    tiny_sd1().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def motion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A motion module of its UNet, with v2's structure, as diffusers' MotionAdapter."""
+    from tiny_sd1 import save_motion_module
+
+    return save_motion_module(tmp_path_factory.mktemp("motion") / "tiny-motion")
+
+
+@pytest.fixture(scope="session")
+def sd1(engine: Engine, sd1_folder: Path) -> dict[str, Any]:
+    """The tiny Stable Diffusion 1.5 as the value of a model field."""
+    return engine.model(engine.install(sd1_folder))
+
+
+@pytest.fixture(scope="session")
+def motion(engine: Engine, motion_folder: Path) -> dict[str, Any]:
+    """The tiny motion module as the value of a model field."""
+    return engine.model(engine.install(motion_folder))
+
+
+@pytest.fixture
+def conditioning(engine: Engine) -> Callable[[torch.Tensor], dict[str, str]]:
+    """Store embeddings [1, tokens, 768] as InvokeAI's prompt node does; the value of a conditioning field."""
+
+    def put(embeddings: torch.Tensor) -> dict[str, str]:
+        from invokeai.backend.stable_diffusion.diffusion.conditioning_data import BasicConditioningInfo, ConditioningFieldData
+
+        stored = ConditioningFieldData(conditionings=[BasicConditioningInfo(embeds=embeddings)])
+        return {"conditioning_name": engine.services.conditioning.save(stored)}
+
+    return put
+
+
 @pytest.fixture
 def latents_of(engine: Engine) -> Callable[[Graph], torch.Tensor]:
     """Run a graph up to its denoise node and return the latents [1, C, F, h, w]."""

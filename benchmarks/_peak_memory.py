@@ -1,4 +1,4 @@
-"""What the two decode-memory benchmarks share: each length in a process of its own, and how far its resident memory grew."""
+"""What the memory benchmarks share: each case in a process of its own, and how far its resident memory grew."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compare_lengths(
     if arguments.case:
         print(f"grown_mib {_grown_mib(prepare, arguments):.2f}")
         return 0
-    short, long = (_in_own_process(frames) for frames in lengths)
+    short, long = (in_own_process(str(frames)) for frames in lengths)
     bound = bound_mib(arguments.size)
     print(
         f"{'hoarding ' if arguments.hoard else ''}{what} at {arguments.size}x{arguments.size}: {lengths[1]} frames grow by {long:.1f} MiB,"
@@ -43,8 +43,9 @@ def _arguments(about: str, size: int) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _in_own_process(frames: int) -> float:
-    command = [sys.executable, *sys.argv, "--case", str(frames)]
+def in_own_process(case: str) -> float:
+    """MiB that a process of its own says it grew by: this script once more, with `--case`."""
+    command = [sys.executable, *sys.argv, "--case", case]
     # More threads keep more arenas and scratch buffers, by chance more in one run than in the other; and glibc, left alone,
     # learns to keep large freed blocks, by chance tens of MiB of them.
     fixed = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
@@ -61,7 +62,7 @@ def _grown_mib(prepare: Prepare, arguments: argparse.Namespace) -> float:
     torch.set_num_threads(1)
     decode, size = prepare(arguments.case, arguments), arguments.size
     gc.collect()
-    with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         frames = decode()
         if arguments.hoard:
             frames = iter(list(frames))
@@ -69,10 +70,10 @@ def _grown_mib(prepare: Prepare, arguments: argparse.Namespace) -> float:
     return memory.grown_mib
 
 
-class _PeakMemory:
+class PeakMemory:
     """How far this process's resident memory rose above its value at the start, in MiB, as the Linux kernel notes it."""
 
-    def __enter__(self) -> _PeakMemory:
+    def __enter__(self) -> PeakMemory:
         # "5" forgets the highest value so far; sampling would miss short peaks.
         Path("/proc/self/clear_refs").write_text("5")
         self._before = self._kib("VmRSS")

@@ -64,10 +64,10 @@ def _compare(model: Path, root: Path, arguments: argparse.Namespace) -> int:
         runs = {"node": lambda: node.invoke(engine.context(node)), "bare": bare}
         for run in runs.values():
             run()
-        times = _take_turns(runs, arguments.repeats)
+        times = take_turns(runs, arguments.repeats)
         graph = text_to_video(field, denoise={**SHAPE, "steps": arguments.steps})
-        whole = _seconds(lambda: engine.run(graph))
-    return _report(times, whole, arguments.steps)
+        whole = seconds(lambda: engine.run(graph))
+    return report(times, whole, arguments.steps)
 
 
 def _denoise_node(outputs: dict[str, Any], *, steps: int) -> Any:
@@ -109,36 +109,36 @@ def _bare_loop(model: Path, engine: Any, outputs: dict[str, Any], *, steps: int)
     return run
 
 
-def _take_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+def take_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[tuple[float, float]]]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(_seconds(run))
+            times[name].append(seconds(run))
     return times
 
 
-def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
+def seconds(run: Callable[[], Any]) -> tuple[float, float]:
     """Wall seconds and this process's processor seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def _report(times: dict[str, list[tuple[float, float]]], whole: tuple[float, float], steps: int) -> int:
+def report(times: dict[str, list[tuple[float, float]]], whole: tuple[float, float], steps: int) -> int:
     wall, processor = (
         statistics.median(node[kind] / bare[kind] for node, bare in zip(times["node"], times["bare"], strict=True)) for kind in (0, 1)
     )
-    seconds = [statistics.median(column) for column in zip(*times["bare"], strict=True)]
+    typical = [statistics.median(column) for column in zip(*times["bare"], strict=True)]
     more = statistics.median((node[1] - bare[1]) for node, bare in zip(times["node"], times["bare"], strict=True))
     is_busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     judged, kind = (processor, "processor") if is_busy else (wall, "wall")
     print(
         f"denoise node against bare loop, {steps} steps: {kind} ratio {judged:.3f} (bound {BOUND}); wall {wall:.3f} of"
-        f" {seconds[0]:.2f} s, processor {processor:.3f} of {seconds[1]:.2f} s ({more / steps * 1000:.1f} ms more per step)"
+        f" {typical[0]:.2f} s, processor {processor:.3f} of {typical[1]:.2f} s ({more / steps * 1000:.1f} ms more per step)"
     )
     print(
-        f"whole graph, prompt to MP4 in the gallery: {whole[0]:.2f} s; ratio to bare loop: wall {whole[0] / seconds[0]:.3f},"
-        f" processor {whole[1] / seconds[1]:.3f}"
+        f"whole graph, prompt to MP4 in the gallery: {whole[0]:.2f} s; ratio to bare loop: wall {whole[0] / typical[0]:.3f},"
+        f" processor {whole[1] / typical[1]:.3f}"
     )
     return 0 if judged <= BOUND else 1
 

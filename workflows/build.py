@@ -17,7 +17,6 @@ from typing import Any
 
 from workflows.recipe import Field, Node, Recipe
 
-NODE_PACK = "invokeai_video_nodes"
 VERSION = "1.0.0"
 META_VERSION = "4.0.0"
 
@@ -92,7 +91,7 @@ def _canvas_node(node: Node, schema: Mapping[str, Any], labels: Mapping[str, str
             "id": node.id,
             "type": node.type,
             "version": schema["version"],
-            "nodePack": NODE_PACK if "_video" in node.type else schema["node_pack"],
+            "nodePack": schema["node_pack"],
             "label": node.label,
             "notes": "",
             "inputs": entries,

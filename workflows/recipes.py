@@ -1,14 +1,16 @@
 """The workflows that we ship, in our own words; `build.py` turns each into a file.
 
 Z-Image Video's values fit the toy model, so that a first Invoke works; the notes say what a full-size checkpoint wants.
-HunyuanVideo's recipes are in `hunyuan_recipes.py`.
+The recipes of the other families are in files of their own.
 """
 
 from __future__ import annotations
 
 from invokeai_video_nodes.toy_settings import toy_settings
+from workflows.animatediff_recipes import ANIMATEDIFF_RECIPES
 from workflows.hunyuan_recipes import HUNYUAN_RECIPES
 from workflows.recipe import Field, Node, Recipe
+from workflows.svd_recipes import SVD_RECIPES
 
 _TOY = toy_settings()
 _SIZES = {"width": _TOY.width, "height": _TOY.height}
@@ -157,4 +159,6 @@ RECIPES = {
     "image_to_video": IMAGE_TO_VIDEO,
     "first_frame_held": FIRST_FRAME_HELD,
     **HUNYUAN_RECIPES,
+    **ANIMATEDIFF_RECIPES,
+    **SVD_RECIPES,
 }

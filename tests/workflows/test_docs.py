@@ -38,7 +38,20 @@ def test_the_pack_s_readme_has_one_line_for_every_node_and_none_for_another(engi
     assert {name for name in re.findall(r"^\| `(\w+)` \|", PACK, re.MULTILINE) if "." not in name} == ours
 
 
-@pytest.mark.parametrize("node_type", ["hunyuan_video_denoise", "video_vae_encode", "video_vae_decode"])
+@pytest.mark.parametrize(
+    "node_type",
+    [
+        "hunyuan_video_denoise",
+        "video_vae_encode",
+        "video_vae_decode",
+        "animatediff_denoise",
+        "animatediff_windows",
+        "animatediff_prompt_schedule",
+        "animatediff_sparse_control",
+        "svd_denoise",
+        "svd_decode",
+    ],
+)
 def test_the_artists_guide_speaks_of_every_field_that_an_artist_can_fill(engine: Engine, node_type: str) -> None:
     from invokeai_video_nodes.workflow_build import node_classes
 

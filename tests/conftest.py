@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Fixtures that take half a minute or more to make; no test uses two of them.
+ONE_WORKER = ("engine", "answers", "tiled", "seen", "story")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of one engine on one worker where the run has several."""
+    """Keep the tests of one engine, or of one dear fixture, on one worker where the run has several."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        if "engine" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("engine"))
+        for name in ONE_WORKER:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+                break
 
 
 @pytest.fixture(scope="session")

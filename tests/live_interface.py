@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+from live_server import Server
 from playwright.sync_api import Locator, Page, Response, TimeoutError, WebSocket, expect
 
 TOY = "Toy Video"
@@ -188,6 +190,16 @@ class Interface:
             "() => { const v = document.querySelector('video');"
             " return {width: v.videoWidth, height: v.videoHeight, duration: v.duration, error: v.error && v.error.message}; }"
         )
+
+    def wait_for_one_more(self, server: Server, before: dict[str, int], *, seconds: float) -> None:
+        """Wait until one more queue item than `before` (of `server.queue()`) has ended; a failed one fails the test."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            status = server.queue()
+            if status["total"] > before["total"] and status["pending"] == status["in_progress"] == 0:
+                break
+            self.page.wait_for_timeout(1_000)
+        assert status["completed"] == before["completed"] + 1, server.get("/api/v1/queue/default/list_all")
 
     @property
     def invoke_button(self) -> Locator:

@@ -172,6 +172,10 @@ class Server:
         assert 200 <= status < 300, f"{method} {path}: {status} {content[:2000].decode(errors='replace')}"
         return json.loads(content) if content else None
 
+    def queue(self) -> dict[str, int]:
+        """How many queue items there are of each kind."""
+        return self.get("/api/v1/queue/default/status")["queue"]
+
     def models(self) -> list[dict[str, Any]]:
         """All model records."""
         return self.get("/api/v2/models/")["models"]

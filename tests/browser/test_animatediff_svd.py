@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,31 +130,15 @@ def make(ui: Interface, server: Server, seen: Run, name: str) -> None:
     expect(ui.invoke_button).to_be_enabled()
     ui.picture(f"{name}-form")
     ui.panel("Viewer")
-    before, told = queue(server), len(ui.progress)
+    before, told = server.queue(), len(ui.progress)
     ui.invoke_button.click()
-    wait_for_one_more(ui, server, before)
+    ui.wait_for_one_more(server, before, seconds=RUN_SECONDS)
     seen.progress = ui.progress[told:]
     seen.video = server.get("/api/v1/videos/?limit=10")["items"][0]
     ui.page.get_by_role("button", name="Play video").first.click()
     seen.played = ui.play()
     ui.picture(f"{name}-playing")
     ui.page.get_by_role("button", name="Close video player").click()
-
-
-def queue(server: Server) -> dict[str, int]:
-    """How many queue items there are of each kind."""
-    return server.get("/api/v1/queue/default/status")["queue"]
-
-
-def wait_for_one_more(ui: Interface, server: Server, before: dict[str, int]) -> None:
-    """Wait until one more queue item than `before` has ended; a failed one fails the test."""
-    deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline:
-        status = queue(server)
-        if status["total"] > before["total"] and status["pending"] == status["in_progress"] == 0:
-            break
-        ui.page.wait_for_timeout(1_000)
-    assert status["completed"] == before["completed"] + 1, server.get("/api/v1/queue/default/list_all")
 
 
 def test_the_starter_models_show_the_modules_the_bundles_and_what_svd_asks_for(starters):
@@ -172,10 +155,10 @@ def test_the_form_speaks_of_windows(animatediff):
     assert "windows of 16" in animatediff.form
 
 
-def test_svd_s_model_is_picked_in_the_form_that_speaks_of_motion_and_freedom(svd, models):
+def test_svd_s_model_is_picked_in_the_form_that_speaks_of_motion_and_noise(svd, models):
     assert (models[SVD_MODEL]["base"], models[SVD_MODEL]["type"]) == ("svd", "main")
     assert SVD_MODEL in svd.picked
-    assert "Motion (127 is normal, less is calmer)" in svd.form and "Freedom" in svd.form
+    assert "Motion bucket (127 is normal, less is calmer)" in svd.form and "Noise augmentation" in svd.form
 
 
 @pytest.mark.parametrize("name", ["animatediff", "svd"])

@@ -6,7 +6,6 @@ Each fixture is one stretch of an artist's way and notes what was seen; each tes
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,12 +120,13 @@ def run(ui: Interface, server: Server, picked: Picked) -> Run:
     seen = Run()
     ui.panel("Viewer")
     expect(ui.invoke_button).to_be_enabled()
+    before = server.queue()
     ui.invoke_button.click()
     preview = ui.page.get_by_test_id("progress-image").first
     preview.wait_for(timeout=RUN_SECONDS * 1000)
     seen.preview = (preview.get_attribute("src") or "")[:30]
     ui.picture("preview")
-    wait_for_the_end(ui, server)
+    ui.wait_for_one_more(server, before, seconds=RUN_SECONDS)
     seen.progress = ui.progress
     seen.video = server.get("/api/v1/videos/?limit=10")["items"][0]
     ui.page.get_by_role("button", name="Play video").first.click()
@@ -144,17 +144,6 @@ def run(ui: Interface, server: Server, picked: Picked) -> Run:
     expect(ui.node("loader")).to_have_count(1)
     seen.workflow_back = ui.node("loader").inner_text()
     return seen
-
-
-def wait_for_the_end(ui: Interface, server: Server) -> None:
-    """Wait until the queue is empty; a failed run fails the test."""
-    deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline:
-        status = server.get("/api/v1/queue/default/status")["queue"]
-        if status["pending"] == status["in_progress"] == 0:
-            break
-        ui.page.wait_for_timeout(1_000)
-    assert status["completed"] == 1, server.get("/api/v1/queue/default/list_all")
 
 
 def test_the_socket_connects_while_compression_stays_on(ui, server):

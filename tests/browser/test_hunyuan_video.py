@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +107,9 @@ def run(ui: Interface, server: Server, starters: str, model: dict[str, Any], enc
     expect(ui.invoke_button).to_be_enabled()
     ui.picture("hunyuan-form")
     ui.panel("Viewer")
-    before = queue(server)
+    before = server.queue()
     ui.invoke_button.click()
-    wait_for_one_more(ui, server, before)
+    ui.wait_for_one_more(server, before, seconds=RUN_SECONDS)
     seen.progress = ui.progress
     seen.video = server.get("/api/v1/videos/?limit=10")["items"][0]
     ui.page.get_by_role("button", name="Play video").first.click()
@@ -118,22 +117,6 @@ def run(ui: Interface, server: Server, starters: str, model: dict[str, Any], enc
     ui.picture("hunyuan-playing")
     ui.page.get_by_role("button", name="Close video player").click()
     return seen
-
-
-def queue(server: Server) -> dict[str, int]:
-    """How many queue items there are of each kind."""
-    return server.get("/api/v1/queue/default/status")["queue"]
-
-
-def wait_for_one_more(ui: Interface, server: Server, before: dict[str, int]) -> None:
-    """Wait until one more queue item than `before` has ended; a failed one fails the test."""
-    deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline:
-        status = queue(server)
-        if status["total"] > before["total"] and status["pending"] == status["in_progress"] == 0:
-            break
-        ui.page.wait_for_timeout(1_000)
-    assert status["completed"] == before["completed"] + 1, server.get("/api/v1/queue/default/list_all")
 
 
 def test_the_starter_models_show_the_bundles_and_the_licence_s_territory(starters):

@@ -17,7 +17,7 @@ UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python 
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test check bench soak toy-model tiny-vae lock
+.PHONY: help setup demo test check bench soak soak-saas toy-model tiny-vae lock
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -42,6 +42,9 @@ bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or diff
 soak: setup ## the long judgement of the toy model: 2,000 prompts
 	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)
 
+soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 40,000 queue items
+	@SAAS_SOAK_TRANSACTIONS=100000 SAAS_SOAK_ITEMS=10000 $(BIN)/python -m pytest -p no:xdist -s tests/saas/test_soak.py tests/saas/test_lease.py
+
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
 	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)
 
@@ -49,7 +52,7 @@ tiny-vae: setup ## train the tiny video VAE of the tests again, about 20 minutes
 	@$(BIN)/python -m training.tiny_video_vae.train $(VAE_ARGS)
 
 lock: $(VENV)/.python ## resolve requirements.lock anew
-	@$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade \
+	@$(UV) pip compile pyproject.toml --extra saas --group dev --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-header --annotation-style=line --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 $(VENV)/.python:

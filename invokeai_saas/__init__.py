@@ -1,0 +1,1 @@
+"""InvokeAI for many users: Postgres, tenants, storage, accounts."""

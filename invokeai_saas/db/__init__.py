@@ -1,0 +1,1 @@
+"""Records: upstream's services on Postgres, tenant by tenant. Only this package commits."""

@@ -1,0 +1,206 @@
+"""Bob is the victim, Ann the attacker: per table and command, what Ann can reach of Bob's. Runs inside one transaction.
+
+Updates and deletes go without WHERE: a condition would bring the read policy to help, and hide a missing one.
+"""
+
+from dataclasses import dataclass
+
+import psycopg
+
+from invokeai_saas.db.tenancy import Context
+
+OWNERS = ("ann", "bob")
+
+
+@dataclass(frozen=True)
+class Table:
+    """How to fill a table for {o}, which column names the owner first, what to overwrite, and rows that Ann might forge."""
+
+    fill: str
+    key: str
+    change: str
+    forge: tuple[str, ...]
+
+
+_BOARD_MEDIA = "INSERT INTO board_{m}s (board_id, {m}_name) VALUES "
+_SESSION = "INSERT INTO session_queue (queue_id, batch_id, session, session_id, user_id, parent_item_id, root_item_id) VALUES "
+_BOBS_ITEM = "(SELECT nullif(current_setting('test.bobs_item'), '')::bigint)"
+_WORKFLOW = '\'{{"name": "n", "description": "d", "meta": {{"category": "user"}}}}\''
+_PRESET = "INSERT INTO style_presets (id, name, preset_data, user_id, is_public) VALUES "
+_PROMPT = "INSERT INTO system_prompts (id, name, content, user_id, is_public) VALUES "
+
+
+def _media(kind: str) -> Table:
+    columns = f"{kind}_name, {kind}_origin, {kind}_category, width, height, user_id"
+    insert = f"INSERT INTO {kind}s ({columns}) VALUES "
+    return Table(
+        insert
+        + f"('{{o}}-{kind}', 'internal', 'general', 1, 1, '{{o}}'), ('{{o}}-loose-{kind}', 'internal', 'general', 1, 1, '{{o}}')",
+        f"{kind}_name",
+        "session_id",
+        (insert + f"('forged-{kind}', 'internal', 'general', 1, 1, 'bob')",),
+    )
+
+
+def _board_media(kind: str) -> Table:
+    insert = _BOARD_MEDIA.format(m=kind)
+    forge = (insert + f"('bob-board', 'ann-loose-{kind}')", insert + f"('ann-board', 'bob-loose-{kind}')")
+    return Table(insert + f"('{{o}}-board', '{{o}}-{kind}')", f"{kind}_name", "deleted_at", forge)
+
+
+# In the order of their references.
+TABLES = {
+    "users": Table(
+        "INSERT INTO users (user_id, email, password_hash) VALUES ('{o}', '{o}@example.com', '')", "user_id", "display_name", ()
+    ),
+    "images": _media("image"),
+    "videos": _media("video"),
+    "boards": Table(
+        "INSERT INTO boards (board_id, board_name, user_id) VALUES ('{o}-board', 'b', '{o}')",
+        "board_id",
+        "board_name",
+        (
+            "INSERT INTO boards (board_id, board_name, user_id) VALUES ('forged', 'b', 'bob')",
+            "INSERT INTO boards (board_id, board_name, user_id, cover_image_name) VALUES ('forged', 'b', 'ann', 'bob-image')",
+        ),
+    ),
+    "board_images": _board_media("image"),
+    "board_videos": _board_media("video"),
+    "session_queue": Table(
+        _SESSION + "('q', 'b', '{{}}', '{o}-session', '{o}', NULL, NULL)",
+        "session_id",
+        "device",
+        (
+            _SESSION + "('q', 'b', '{}', 'forged', 'bob', NULL, NULL)",
+            _SESSION + f"('q', 'b', '{{}}', 'forged', 'ann', {_BOBS_ITEM}, NULL)",
+            _SESSION + f"('q', 'b', '{{}}', 'forged', 'ann', NULL, {_BOBS_ITEM})",
+        ),
+    ),
+    "job_attempts": Table(
+        "INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, lease_until)"
+        " SELECT item_id, 1, user_id, user_id, now() FROM session_queue WHERE user_id = '{o}'",
+        "worker_id",
+        "worker_id",
+        (),
+    ),
+    "client_state": Table(
+        "INSERT INTO client_state (user_id, key, value) VALUES ('{o}', 'k', 'v')",
+        "user_id",
+        "value",
+        ("INSERT INTO client_state (user_id, key, value) VALUES ('bob', 'forged', 'v')",),
+    ),
+    "workflow_library": Table(
+        "INSERT INTO workflow_library (workflow_id, workflow, user_id, is_public) VALUES ('{o}-workflow', "
+        + _WORKFLOW
+        + ", '{o}', 1)",
+        "workflow_id",
+        "opened_at",
+        tuple(
+            f"INSERT INTO workflow_library (workflow_id, workflow, user_id) VALUES ('forged', {_WORKFLOW.format()}, '{owner}')"
+            for owner in ("bob", "system")
+        ),
+    ),
+    "style_presets": Table(
+        _PRESET + "('{o}-preset', 'n', '{{}}', '{o}', 1)",
+        "id",
+        "name",
+        (_PRESET + "('forged', 'n', '{}', 'bob', 0)", _PRESET + "('forged', 'n', '{}', 'system', 1)"),
+    ),
+    "system_prompts": Table(
+        _PROMPT + "('{o}-prompt', 'n', 'c', '{o}', 1)",
+        "id",
+        "name",
+        (_PROMPT + "('forged', 'n', 'c', 'bob', 0)", _PROMPT + "('forged', 'n', 'c', 'system', 1)"),
+    ),
+    "shared_boards": Table(
+        "INSERT INTO shared_boards (board_id, user_id) VALUES ('{o}-board', '{o}')",
+        "board_id",
+        "shared_at",
+        ("INSERT INTO shared_boards (board_id, user_id) VALUES ('bob-board', 'ann')",),
+    ),
+    "user_sessions": Table(
+        "INSERT INTO user_sessions (session_id, user_id, token_hash, expires_at) VALUES ('{o}-login', '{o}', 'h', 'never')",
+        "session_id",
+        "token_hash",
+        (),
+    ),
+    "user_invitations": Table(
+        "INSERT INTO user_invitations (invitation_id, email, invited_by, invitation_code, expires_at)"
+        " VALUES ('{o}-invitation', 'x@example.com', '{o}', '{o}', 'never')",
+        "invitation_id",
+        "email",
+        (),
+    ),
+}
+
+
+def fill_all(connection: psycopg.Connection) -> None:
+    """One row and more per owner in every table, as the server's owner."""
+    for table in TABLES.values():
+        for owner in OWNERS:
+            connection.execute(table.fill.format(o=owner).encode())
+    connection.execute("SELECT set_config('test.bobs_item', (SELECT item_id::text FROM session_queue WHERE user_id = 'bob'), true)")
+
+
+def leaks(connection: psycopg.Connection, table: str, command: str, *, sharing: bool = False) -> list[str]:
+    """What Ann reached of Bob's with `command` on `table`; the transaction is left as it was."""
+    attack = {"SELECT": _read, "INSERT": _insert, "UPDATE": _update, "DELETE": _delete}[command]
+    found: list[str] = []
+    try:
+        with connection.transaction():
+            found = attack(connection, table, sharing)
+            raise psycopg.Rollback
+    except psycopg.errors.InsufficientPrivilege:
+        return []
+    return found
+
+
+def become(connection: psycopg.Connection, user_id: str | None, *, sharing: bool = False) -> None:
+    """Enter a tenant's context, or leave for the server's owner."""
+    if user_id is None:
+        connection.execute("SET LOCAL ROLE NONE")
+    else:
+        connection.execute(Context(user_id=user_id).enter_sql(sharing=sharing))
+
+
+def _bobs(connection: psycopg.Connection, table: str, condition: str = "true") -> list[str]:
+    key = TABLES[table].key
+    return [
+        row[0]
+        for row in connection.execute(f"SELECT {key} FROM {table} WHERE {key} LIKE 'bob%' AND {condition}".encode()).fetchall()
+    ]
+
+
+def _read(connection: psycopg.Connection, table: str, sharing: bool) -> list[str]:
+    become(connection, "ann", sharing=sharing)
+    return _bobs(connection, table)
+
+
+def _insert(connection: psycopg.Connection, table: str, sharing: bool) -> list[str]:
+    become(connection, "ann", sharing=sharing)
+    through = []
+    for statement in TABLES[table].forge:
+        try:
+            with connection.transaction():
+                connection.execute(statement.encode())
+                through.append(statement)
+                raise psycopg.Rollback
+        except psycopg.errors.InsufficientPrivilege:
+            continue
+    return through
+
+
+def _update(connection: psycopg.Connection, table: str, sharing: bool) -> list[str]:
+    become(connection, "ann", sharing=sharing)
+    change = TABLES[table].change
+    connection.execute(f"UPDATE {table} SET {change} = 'stolen'".encode())
+    become(connection, None)
+    return _bobs(connection, table, f"{change} = 'stolen'")
+
+
+def _delete(connection: psycopg.Connection, table: str, sharing: bool) -> list[str]:
+    before = set(_bobs(connection, table))
+    become(connection, "ann", sharing=sharing)
+    connection.execute(f"DELETE FROM {table}".encode())
+    become(connection, None)
+    return sorted(before - set(_bobs(connection, table)))

@@ -1,0 +1,53 @@
+"""A migrated template on one embedded server per run; each test gets a clone of it and closes what it opened."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from saas.clusters import Cluster
+from saas.statement_recorder import record_if_asked
+
+from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.db.embedded import stop_embedded
+
+record_if_asked()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The server. Not under pytest's own folder, which is closed to the account that Postgres runs as."""
+    with tempfile.TemporaryDirectory(prefix="saas-tests-") as folder:
+        started = Cluster(Path(folder))
+        started.template()
+        yield started
+        stop_embedded(Path(folder))
+
+
+@pytest.fixture
+def dsn(cluster: Cluster) -> Iterator[str]:
+    """A fresh clone of the migrated template, as its owner sees it."""
+    address = cluster.clone()
+    yield address
+    cluster.drop(address)
+
+
+@pytest.fixture
+def open_database(dsn: str) -> Iterator[Callable[..., PostgresDatabase]]:
+    """Opens look-alikes on the test's database."""
+    opened: list[PostgresDatabase] = []
+
+    def opens(**settings: object) -> PostgresDatabase:
+        database = PostgresDatabase(dsn, **({"pool_size": 4} | settings))  # type: ignore[arg-type]
+        opened.append(database)
+        return database
+
+    yield opens
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def database(open_database: Callable[..., PostgresDatabase]) -> PostgresDatabase:
+    """One look-alike with 4 connections, sharing off."""
+    return open_database()

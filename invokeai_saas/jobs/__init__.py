@@ -1,0 +1,1 @@
+"""Who works on which queue item, for how long, and whose writes count."""

@@ -1,0 +1,1 @@
+"""Replacements of InvokeAI's services, one file per base class."""

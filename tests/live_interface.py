@@ -185,7 +185,10 @@ class Interface:
 
     def play(self) -> dict[str, Any]:
         """Let the open clip run for a moment and return what the player says of itself."""
-        self.page.wait_for_function("() => { const v = document.querySelector('video'); return v && v.currentTime > 0.4; }")
+        # In a loop: the player closes itself at the end of a clip, on a slow machine before anybody has looked.
+        self.page.wait_for_function(
+            "() => { const v = document.querySelector('video'); if (v) v.loop = true; return v && v.currentTime > 0.4; }"
+        )
         return self.page.evaluate(
             "() => { const v = document.querySelector('video');"
             " return {width: v.videoWidth, height: v.videoHeight, duration: v.duration, error: v.error && v.error.message}; }"

@@ -1,11 +1,15 @@
-"""InvokeAI's queue for many processes: upstream's class, with the places that trusted one process's lock taken over.
+"""InvokeAI's queue for many processes and tenants: upstream's class, with the places that trusted one process's lock taken over.
 
-Claims take row locks and a lease (jobs/lease.py), transitions lock the row before they look, a start leaves other workers' items
-alone, and an enqueue counts and inserts under one lock per user. Everything else is upstream's own code.
+Claims are fair and leased (jobs/lease.py), transitions lock the row before they look, a start leaves other workers' items alone, an enqueue
+is all or nothing under one lock per user, and what is counted for an event is counted as the item's owner. The rest is upstream's own code.
 """
 
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from invokeai.app.services.invoker import Invoker
@@ -13,23 +17,56 @@ from invokeai.app.services.session_queue.session_queue_common import (
     DEFAULT_QUEUE_ID,
     QUEUE_ITEM_STATUS,
     Batch,
+    ClearResult,
     EnqueueBatchResult,
+    RetryItemsResult,
     SessionQueueItem,
     SessionQueueItemNotFoundError,
+    SessionQueueStatus,
+    calc_session_count,
+    prepare_values_to_insert,
 )
 from invokeai.app.services.session_queue.session_queue_sqlite import SqliteSessionQueue
 from invokeai.app.services.shared.graph import GraphExecutionState
 
+from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
-from invokeai_saas.jobs import lease
+from invokeai_saas.jobs import lease, queue_rows
 from invokeai_saas.jobs.lease import Attempt, LeaseLost
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 3
-LOCK_ITEM = "SELECT status FROM session_queue WHERE item_id = %s FOR UPDATE"
-# One enqueue per user at a time: the count of pending items and the insert after it belong together.
-LOCK_USER = "SELECT pg_advisory_xact_lock(hashtextextended('enqueue ' || %s, 0))"
+LOCK_ITEM = "SELECT user_id FROM session_queue WHERE item_id = %s FOR UPDATE"
+# What upstream would retry of these: each root once, if both the item and its root ended badly.
+RETRIABLE = """
+SELECT root.user_id, count(DISTINCT root.item_id) AS items
+FROM session_queue AS item JOIN session_queue AS root ON root.item_id = COALESCE(item.root_item_id, item.item_id)
+WHERE item.item_id = ANY(%s) AND item.queue_id = %s AND item.status IN ('failed', 'canceled') AND root.status IN ('failed', 'canceled')
+GROUP BY root.user_id ORDER BY root.user_id
+"""
+# As it was before this attempt: half of a session's results may lie on this worker's disk only.
+GIVE_BACK = """
+UPDATE session_queue SET status = 'pending', session = %(session)s, status_sequence = COALESCE(status_sequence, 0) + 1
+WHERE item_id = %(item_id)s AND status = 'in_progress'
+"""
+# A graph that this InvokeAI cannot read: a node that is no longer installed.
+FAIL_UNREADABLE = """
+UPDATE session_queue SET status = 'failed', status_sequence = COALESCE(status_sequence, 0) + 1, error_type = %(error_type)s,
+    error_message = 'expected a graph that can be read, got one with nodes or fields that are not installed'
+WHERE item_id = %(item_id)s AND status = 'in_progress'
+"""
 _RUNNING_ENDS = ("completed", "failed", "canceled", "waiting")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An attempt of this process and when it began."""
+
+    attempt: Attempt
+    since: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
 
 
 class PostgresSessionQueue(SqliteSessionQueue):
@@ -39,52 +76,179 @@ class PostgresSessionQueue(SqliteSessionQueue):
         super().__init__(db=cast(Any, db))
         self._postgres = db
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
-        self._attempts: dict[int, Attempt] = {}
+        self._held: dict[int, _Held] = {}
+
+    @property
+    def database(self) -> PostgresDatabase:
+        """Where the queue lies."""
+        return self._postgres
+
+    @property
+    def events(self) -> Any:
+        """InvokeAI's event service."""
+        return self._services().events
 
     def start(self, invoker: Invoker) -> None:
         """Upstream cancels all items in progress here; in ours they may be another worker's. Expired ones are reaped."""
         self.__remember(invoker)
-        lease.reap(self._postgres, max_attempts=MAX_ATTEMPTS)
-        keep = invoker.services.configuration.max_queue_history
-        if keep is not None:
-            self._prune_terminal_to_limit(DEFAULT_QUEUE_ID, keep)
+        with tenancy.as_system("queue upkeep at the start"):
+            self.reap()
+            keep = invoker.services.configuration.max_queue_history
+            if keep is not None:
+                self._prune_terminal_to_limit(DEFAULT_QUEUE_ID, keep)
+
+    def reap(self) -> dict[int, str]:
+        """Give back or fail the items whose workers are gone, and say so to their owners; to be run every few seconds."""
+        with tenancy.as_system("expired leases of all tenants"), self._postgres.transaction():
+            reaped = lease.reap(self._postgres, max_attempts=MAX_ATTEMPTS)
+            for item_id in reaped:
+                # An unreadable graph keeps nobody else's items from coming back.
+                with suppress(ValueError):
+                    self._announce(self.get_queue_item(item_id))
+        return reaped
 
     def dequeue(self, device: str | None = None) -> SessionQueueItem | None:
         """Claim the next item; no two processes get the same one."""
+        with tenancy.as_system("a worker serves every tenant"):
+            while (attempt := self._claim(device)) is not None:
+                try:
+                    return self._claimed(attempt)
+                except ValueError as error:
+                    # Upstream would meet it again at every claim, and nobody behind it would have their turn.
+                    self._fail_unreadable(attempt, error)
+            return None
+
+    def _claim(self, device: str | None) -> Attempt | None:
+        attempt = lease.claim(
+            self._postgres, worker_id=self._worker_id, lease_seconds=LEASE_SECONDS, device=device, warm=self._warm(device)
+        )
+        if attempt is not None:
+            self._held[attempt.item_id] = _Held(attempt)
+        return attempt
+
+    def _warm(self, device: str | None) -> set[str]:
+        """The models in the device's memory; none where the configuration asks for strict order, as upstream."""
+        keys: set[str] = self._get_device_resident_model_keys(device)
+        return keys if keys and self._services().configuration.session_queue_mode == "round_robin" else set()
+
+    def _claimed(self, attempt: Attempt) -> SessionQueueItem:
         with self._postgres.transaction():
-            attempt = lease.claim(self._postgres, worker_id=self._worker_id, lease_seconds=LEASE_SECONDS, device=device)
-            if attempt is None:
-                return None
             item = self.get_queue_item(attempt.item_id)
             self._announce(item)
-        self._attempts[attempt.item_id] = attempt
         return item
+
+    def _fail_unreadable(self, attempt: Attempt, error: ValueError) -> None:
+        with self._postgres.postgres() as cursor:
+            self._lock(attempt.item_id)
+            cursor.execute(FAIL_UNREADABLE, {"item_id": attempt.item_id, "error_type": type(error).__name__})
+            lease.revoke(self._postgres, attempt.item_id)
+        self.forget(attempt.item_id)
 
     def attempt_of(self, item_id: int) -> Attempt | None:
         """The lease that this process holds on an item."""
-        return self._attempts.get(item_id)
+        held = self._held.get(item_id)
+        return None if held is None else held.attempt
+
+    def seconds_of(self, item_id: int) -> float:
+        """How long this process has worked on an item that it holds."""
+        held = self._held.get(item_id)
+        return 0.0 if held is None else held.seconds()
 
     def heartbeat(self, item_id: int, *, gpu_seconds: float) -> None:
         """Extend the lease of a running item; raises LeaseLost, after which its outputs are to be discarded."""
-        attempt = self._attempts.get(item_id)
+        attempt = self.attempt_of(item_id)
         if attempt is None:
             raise LeaseLost(f"this process holds no lease on item {item_id}")
         lease.heartbeat(self._postgres, attempt, lease_seconds=LEASE_SECONDS, gpu_seconds=gpu_seconds)
 
+    def give_back(self, item_id: int, session: str) -> bool:
+        """Let go of an item that this process did not finish: pending again, with `session` (JSON) as it was claimed.
+
+        Returns whether it was ours to give; an item that was canceled meanwhile stays canceled.
+        """
+        held = self._held.get(item_id)
+        if held is None:
+            return False
+        try:
+            with tenancy.as_system("a worker lets go of its item"), self._postgres.postgres() as cursor, lease.unguarded():
+                self._lock(item_id)
+                lease.let_go(self._postgres, held.attempt, gpu_seconds=held.seconds())
+                cursor.execute(GIVE_BACK, {"item_id": item_id, "session": session})
+                self._announce(self.get_queue_item(item_id))
+        except (LeaseLost, SessionQueueItemNotFoundError):
+            self.forget(item_id)
+            return False
+        self.forget(item_id)
+        return True
+
+    def forget(self, item_id: int) -> None:
+        """This process no longer works on the item."""
+        self._held.pop(item_id, None)
+
     def save_queue_item_session(self, item_id: int, session: GraphExecutionState) -> None:
         """As upstream; a worker whose lease is gone is told that the item is, and discards."""
-        attempt = self._attempts.get(item_id)
-        if attempt is None:
-            super().save_queue_item_session(item_id, session)
+        attempt, working_on = self.attempt_of(item_id), lease.working_on()
+        if attempt is None and working_on is not None and working_on.item_id == item_id:
+            # The runner saves once more after it suspended or lost the item, which by now may be somebody else's.
             return
-        try:
-            with self._postgres.transaction():
-                # Item before attempt, as everywhere: two orders would deadlock.
-                self._lock(item_id)
-                with lease.fenced(self._postgres, attempt):
-                    super().save_queue_item_session(item_id, session)
-        except LeaseLost as error:
-            raise SessionQueueItemNotFoundError(str(error)) from error
+        with lease.unguarded():
+            if attempt is None:
+                super().save_queue_item_session(item_id, session)
+                return
+            try:
+                with self._postgres.transaction():
+                    # Item before attempt, as everywhere: two orders would deadlock.
+                    self._lock(item_id)
+                    with lease.fenced(self._postgres, attempt):
+                        super().save_queue_item_session(item_id, session)
+            except LeaseLost as error:
+                raise SessionQueueItemNotFoundError(str(error)) from error
+
+    def get_queue_status(
+        self, queue_id: str, user_id: str | None = None, acting_user_id: str | None = None, is_admin: bool = False
+    ) -> SessionQueueStatus:
+        """As upstream, of one tenant: also system work counts what the user whom it is for could count."""
+        owner = acting_user_id or user_id
+        with _as_owner(owner), self._postgres.postgres() as cursor:
+            return queue_rows.status(cursor, queue_id, user_id=user_id, owner=owner, sees_all=is_admin)
+
+    def clear(self, queue_id: str, user_id: str | None = None) -> ClearResult:
+        """As upstream; in a tenant's request always of that tenant, an administrator's included: nobody else's worker is told to stop."""
+        return super().clear(queue_id, user_id or tenancy.current().user_id)
+
+    def retry_items_by_id(self, queue_id: str, item_ids: list[int]) -> RetryItemsResult:
+        """As upstream, but all or none: raises QueueFull where upstream retries as many as fit."""
+        with self._postgres.postgres() as cursor:
+            for row in cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall():
+                self._demand_room(cursor, queue_id, row["user_id"], row["items"])
+            return super().retry_items_by_id(queue_id, item_ids)
+
+    def enqueue_workflow_call_child(self, parent_queue_item: SessionQueueItem, *args: Any, **kwargs: Any) -> SessionQueueItem:
+        """As upstream, counted and inserted under the user's lock."""
+        with self._postgres.postgres() as cursor:
+            cursor.execute(queue_rows.LOCK_USER, (parent_queue_item.user_id,))
+            return super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
+
+    def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
+        """All of the batch or, with QueueFull, nothing. `prepend` is ignored: turns are given by waiting (decision 18)."""
+        wanted = calc_session_count(batch)
+        with _as_owner(user_id), self._postgres.postgres() as cursor:
+            self._demand_room(cursor, queue_id, user_id, wanted)
+            rows = prepare_values_to_insert(queue_id, batch, priority=0, max_new_queue_items=wanted, user_id=user_id)
+            result = EnqueueBatchResult(
+                queue_id=queue_id,
+                requested=wanted,
+                enqueued=len(rows),
+                batch=batch,
+                priority=0,
+                item_ids=queue_rows.insert(cursor, rows),
+            )
+            self.events.emit_batch_enqueued(result, user_id=user_id)
+        return result
+
+    def _demand_room(self, cursor: queue_rows.Cursor, queue_id: str, user_id: str, wanted: int) -> None:
+        most = self._services().configuration.max_queue_size
+        queue_rows.demand_room(cursor, queue_id=queue_id, user_id=user_id, wanted=wanted, most=most)
 
     def _transition_queue_item_status(  # upstream's signature
         self,
@@ -98,47 +262,56 @@ class PostgresSessionQueue(SqliteSessionQueue):
     ) -> tuple[SessionQueueItem, bool]:
         """Under a row lock, so that of two callers exactly one transitions. A worker without its lease changes nothing."""
         moved: tuple[SessionQueueItem, bool]
-        try:
-            with self._postgres.transaction():
-                self._lock(item_id)
-                self._settle_attempt(item_id, status)
-                moved = super()._transition_queue_item_status(
-                    item_id, status, error_type, error_message, error_traceback, device, queue_item
-                )
-        except LeaseLost:
-            moved = self.get_queue_item(item_id), False
+        with lease.unguarded():
+            try:
+                with self._postgres.transaction():
+                    owner = self._lock(item_id)
+                    self._settle_attempt(item_id, status)
+                    with _as_owner(owner):
+                        moved = super()._transition_queue_item_status(
+                            item_id, status, error_type, error_message, error_traceback, device, queue_item
+                        )
+            except LeaseLost:
+                moved = self.get_queue_item(item_id), False
         if status in _RUNNING_ENDS:
-            self._attempts.pop(item_id, None)
+            self.forget(item_id)
         return moved
 
-    def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
-        with self._postgres.transaction():
-            with self._postgres.postgres() as cursor:
-                cursor.execute(LOCK_USER, (user_id,))
-            return cast(EnqueueBatchResult, super()._enqueue_batch(queue_id, batch, prepend, user_id))
-
-    def _lock(self, item_id: int) -> None:
+    def _lock(self, item_id: int) -> str | None:
+        """Lock the item; returns its owner, None when it is gone."""
         with self._postgres.postgres() as cursor:
-            cursor.execute(LOCK_ITEM, (item_id,))
+            row = cursor.execute(LOCK_ITEM, (item_id,)).fetchone()
+        return None if row is None else row["user_id"]
 
     def _settle_attempt(self, item_id: int, status: QUEUE_ITEM_STATUS) -> None:
         """The worker's own end of an item ends its attempt; anybody else's takes it away."""
         if status not in _RUNNING_ENDS:
             return
-        attempt = self._attempts.get(item_id)
-        if attempt is not None and status != "canceled":
-            lease.finish(self._postgres, attempt)
+        held = self._held.get(item_id)
+        if held is not None and status != "canceled":
+            lease.finish(self._postgres, held.attempt, gpu_seconds=held.seconds())
         else:
             lease.revoke(self._postgres, item_id)
 
     def _announce(self, item: SessionQueueItem) -> None:
-        status = self.get_queue_status(item.queue_id, user_id=item.user_id, acting_user_id=item.user_id)
-        batch = self.get_batch_status(queue_id=item.queue_id, batch_id=item.batch_id)
-        self._events().emit_queue_item_status_changed(item, batch, status)
+        with _as_owner(item.user_id):
+            status = self.get_queue_status(item.queue_id, user_id=item.user_id, acting_user_id=item.user_id)
+            batch = self.get_batch_status(queue_id=item.queue_id, batch_id=item.batch_id)
+        self.events.emit_queue_item_status_changed(item, batch, status)
 
-    def _events(self) -> Any:
-        return self._SqliteSessionQueue__invoker.services.events
+    def _services(self) -> Any:
+        return self._SqliteSessionQueue__invoker.services
 
     def __remember(self, invoker: Invoker) -> None:
         # Upstream keeps it under a private name, which its other methods read.
         self._SqliteSessionQueue__invoker = invoker
+
+
+@contextmanager
+def _as_owner(user_id: str | None) -> Iterator[None]:
+    """System work for one user's eyes sees what they see; a tenant's own work stays as it is."""
+    if user_id is None or user_id == tenancy.SYSTEM_USER_ID or not tenancy.current().is_system:
+        yield
+    else:
+        with tenancy.as_user(user_id):
+            yield

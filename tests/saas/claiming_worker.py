@@ -28,7 +28,7 @@ def complete(database: PostgresDatabase, attempt: Attempt) -> str:
                 cursor.execute(COMPLETE, (attempt.item_id,))
                 finish(database, attempt)
     except LeaseLost:
-        return "canceled"
+        return "discarded"
     return "completed"
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from saas.rows import add_items, status_of
+from saas.rows import add_board, add_items, status_of
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease
-from invokeai_saas.jobs.lease import LeaseLost, claim, fenced, finish, heartbeat, reap, revoke
+from invokeai_saas.jobs.lease import LeaseLost, claim, demand_wanted, fenced, finish, heartbeat, let_go, reap, revoke
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 4
@@ -32,6 +32,11 @@ def cancel(database, item: int) -> bool:
         cursor.execute(CANCEL, (item,))
         revoke(database, item)
         return cursor.rowcount == 1
+
+
+def make_pending(database, item: int) -> None:
+    with tenancy.as_system("a worker gives back"), database.postgres() as cursor:
+        cursor.execute("UPDATE session_queue SET status = 'pending' WHERE item_id = %s", (item,))
 
 
 def start_worker(dsn: str, number: int) -> subprocess.Popen[str]:
@@ -67,36 +72,6 @@ def test_cancels_that_race_with_the_workers_lose_no_item_and_double_none(databas
     assert max(claims.values()) == 1
     assert (completed & canceled, completed | canceled) == (set(), set(items))
     assert statuses == {item: "canceled" if item in canceled else "completed" for item in items}
-
-
-def test_without_the_row_lock_the_claims_collide(database, monkeypatch):
-    monkeypatch.setattr(lease, "CLAIM", lease.CLAIM.replace("FOR UPDATE SKIP LOCKED", ""))
-    item = add_items(database, "ann", 1)[0]
-    with tenancy.as_system("first worker, not committed yet"), database.transaction() as cursor:
-        cursor.execute("SELECT 1")
-        with psycopg.connect(database._pool.conninfo) as second:
-            second.execute("SET LOCAL ROLE invokeai_system")
-            second.execute("SET LOCAL lock_timeout = '200ms'")
-            assert claim_one(database).item_id == item
-            with pytest.raises(psycopg.errors.LockNotAvailable):
-                second.execute(lease.CLAIM, {"worker_id": "w2", "lease_seconds": 60, "device": None})
-
-
-def test_a_claim_does_not_wait_for_another_claim(database, dsn):
-    first, second = add_items(database, "ann", 2)
-    with tenancy.as_system("first worker, not committed yet"), database.transaction():
-        assert claim_one(database).item_id == first
-        with psycopg.connect(dsn) as other:
-            row = other.execute(lease.CLAIM, {"worker_id": "w2", "lease_seconds": 60, "device": None}).fetchone()
-
-        assert row[0] == second
-
-
-def test_the_highest_priority_goes_first_then_the_oldest(database):
-    low, high = add_items(database, "ann", 2), add_items(database, "bob", 2, priority=5)
-
-    assert [claim_one(database).item_id for _ in range(4)] == [*high, *low]
-    assert claim_one(database) is None
 
 
 def test_a_claim_names_the_owner_the_device_and_marks_the_item(database):
@@ -174,6 +149,84 @@ def test_without_the_fence_a_late_worker_gets_through(database, monkeypatch, sta
     assert through == [statement]
 
 
+def test_an_item_given_back_is_not_an_attempt_lost(database):
+    item = add_items(database, "ann", 1)[0]
+    for _ in range(3):
+        let_go(database, claim_one(database), gpu_seconds=2.5)
+        make_pending(database, item)
+    claim_one(database, lease_seconds=-1)
+
+    assert reap(database, max_attempts=2) == {item: "pending"}
+    assert claim_one(database).attempt_no == 5
+
+
+def test_the_seconds_of_a_finished_attempt_are_those_at_its_end(database):
+    add_items(database, "ann", 1)
+    attempt = claim_one(database)
+    heartbeat(database, attempt, lease_seconds=60, gpu_seconds=1.0)
+    finish(database, attempt, gpu_seconds=3.5)
+    with tenancy.as_user("ann"), database.postgres() as cursor:
+        row = cursor.execute("SELECT state, gpu_seconds FROM job_attempts").fetchone()
+
+    assert row == {"state": "finished", "gpu_seconds": 3.5}
+
+
+def write_board(database, owner: str, name: str) -> None:
+    with tenancy.as_user(owner):
+        add_board(database, owner, name)
+
+
+def test_what_a_worker_writes_as_the_items_owner_is_fenced_at_the_commit(database):
+    add_items(database, "ann", 1)
+    late = claim_one(database, lease_seconds=-1)
+    with lease.guarding(late):
+        write_board(database, "ann", "in time")
+        with lease.unguarded():
+            reap(database, max_attempts=3)
+        with pytest.raises(LeaseLost):
+            write_board(database, "ann", "late")
+        with tenancy.as_user("ann"), database.postgres() as cursor:
+            boards = [row["board_name"] for row in cursor.execute("SELECT board_name FROM boards").fetchall()]
+
+    assert boards == ["in time"]
+
+
+def test_without_the_commits_fence_a_late_write_gets_through(database, monkeypatch):
+    monkeypatch.setattr(lease, "COMMIT_FENCE", lease.COMMIT_FENCE.replace("AND state = 'running'", ""))
+    add_items(database, "ann", 1)
+    late = claim_one(database, lease_seconds=-1)
+    reap(database, max_attempts=3)
+    with lease.guarding(late):
+        write_board(database, "ann", "late")
+
+
+def test_the_fence_of_commits_ends_with_the_work(database):
+    add_items(database, "ann", 1)
+    late = claim_one(database, lease_seconds=-1)
+    reap(database, max_attempts=3)
+    with lease.guarding(late), lease.unguarded():
+        write_board(database, "ann", "the queue's own")
+    write_board(database, "ann", "afterwards")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "UPDATE session_queue SET status = 'canceled'",
+        "DELETE FROM session_queue",
+        "UPDATE job_attempts SET state = 'revoked', ended_at = now()",
+    ],
+)
+def test_an_item_that_nobody_wants_any_more_says_so_to_its_worker(database, end):
+    add_items(database, "ann", 1)
+    attempt = claim_one(database)
+    demand_wanted(database, attempt)
+    with tenancy.as_system("another process"), database.postgres() as cursor:
+        cursor.execute(end.encode())
+    with pytest.raises(LeaseLost):
+        demand_wanted(database, attempt)
+
+
 def test_a_cancel_revokes_the_lease_and_the_reaper_leaves_the_item_canceled(database):
     item = add_items(database, "ann", 1)[0]
     attempt = claim_one(database, lease_seconds=-1)
@@ -197,6 +250,42 @@ def test_the_attempt_of_a_deleted_item_ends_and_its_seconds_stay(database):
         row = cursor.execute("SELECT state, gpu_seconds FROM job_attempts").fetchone()
 
     assert row == {"state": "lost", "gpu_seconds": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("child", "child_age", "parent_age", "becomes"),
+    [
+        ("completed", 90, 90, "failed"),
+        ("failed", 90, 90, "failed"),
+        (None, 90, 90, "failed"),
+        ("in_progress", 90, 90, "waiting"),
+        ("pending", 90, 90, "waiting"),
+        ("completed", 5, 90, "waiting"),
+        (None, 90, 5, "waiting"),
+    ],
+)
+def test_a_parent_that_waits_for_nobody_fails_after_a_minute(database, child, child_age, parent_age, becomes):
+    parent, called = add_items(database, "ann", 2)
+    set_item(database, parent, "waiting", parent_age)
+    set_item(database, called, child or "completed", child_age, parent if child else None)
+    reap(database, max_attempts=3)
+
+    assert status_of(database, parent) == becomes
+
+
+def set_item(database, item: int, status: str, seconds_ago: float, parent: int | None = None) -> None:
+    """Status, parent and age of an item, past the trigger that stamps changes."""
+    with tenancy.as_system("the scene of a test"), database.postgres() as cursor:
+        cursor.execute("UPDATE session_queue SET status = %s, parent_item_id = %s WHERE item_id = %s", (status, parent, item))
+    with psycopg.connect(database._pool.conninfo) as owner:
+        owner.execute("SET ROLE NONE")
+        owner.execute("ALTER TABLE session_queue DISABLE TRIGGER USER")
+        owner.execute(
+            "UPDATE session_queue SET updated_at = to_char(now() AT TIME ZONE 'UTC' - make_interval(secs => %s),"
+            " 'YYYY-MM-DD HH24:MI:SS.MS') WHERE item_id = %s",
+            (seconds_ago, item),
+        )
+        owner.execute("ALTER TABLE session_queue ENABLE TRIGGER USER")
 
 
 def test_an_item_never_has_two_running_attempts(database):

@@ -1,0 +1,103 @@
+"""Keeps a claimed item while it runs: heartbeats from a thread of its own, and the word to stop when it is no longer ours to run.
+
+    claim ─► Holding: heartbeat every quarter of a lease, a look at the row every 2 s ─► `stop` is set: canceled, deleted, given away
+
+The work itself may take the thread it runs in for minutes; nothing here waits for it. Imports no InvokeAI.
+"""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from types import TracebackType
+
+import psycopg
+
+from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.errors import DatabaseUnavailable
+from invokeai_saas.jobs import lease
+from invokeai_saas.jobs.lease import Attempt, LeaseLost
+
+POLL_SECONDS = 2.0
+logger = logging.getLogger(__name__)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether this is a database that is away: at a transaction's begin, in its middle, or as upstream's services see it."""
+    if isinstance(error, sqlite3.OperationalError) and isinstance(error.__cause__, psycopg.OperationalError):
+        return True
+    return isinstance(error, DatabaseUnavailable | psycopg.OperationalError)
+
+
+class Holding:
+    """Use it around the work on one attempt. `lost` tells afterwards whether the attempt was taken away meanwhile."""
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        attempt: Attempt,
+        *,
+        stop: Event,
+        seconds: Callable[[], float],
+        lease_seconds: float,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """`stop` is set when the work must end; `seconds` says how long ago the item was claimed."""
+        self._database, self._attempt, self._stop, self._seconds = database, attempt, stop, seconds
+        self._lease_seconds, self._poll_seconds = lease_seconds, min(poll_seconds, lease_seconds / 4)
+        self._wake, self._over = Event(), Event()
+        self._thread = Thread(target=self._watch, name=f"holding-{attempt.item_id}", daemon=True)
+        self.lost = False
+
+    def __enter__(self) -> "Holding":
+        # The claim was the first heartbeat.
+        self._beaten_at = time.monotonic() - self._seconds()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._wake.set()
+        self._thread.join()
+
+    @property
+    def attempt(self) -> Attempt:
+        """What is held."""
+        return self._attempt
+
+    def look_now(self) -> None:
+        """Look at the row at once: somebody heard that it may have been canceled."""
+        self._wake.set()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._confirm()
+            except LeaseLost as error:
+                self._lose(str(error))
+                return
+            except Exception as error:
+                if not is_outage(error):
+                    logger.exception("a look at item %s failed", self._attempt.item_id)
+                # Unconfirmed for a whole lease: the reaper may have given the item away.
+                if time.monotonic() - self._beaten_at > self._lease_seconds:
+                    self._lose("its lease could not be extended in time")
+                    return
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
+
+    def _confirm(self) -> None:
+        if time.monotonic() - self._beaten_at < self._lease_seconds / 4:
+            lease.demand_wanted(self._database, self._attempt)
+            return
+        asked_at = time.monotonic()
+        lease.heartbeat(self._database, self._attempt, lease_seconds=self._lease_seconds, gpu_seconds=self._seconds())
+        lease.demand_wanted(self._database, self._attempt)
+        self._beaten_at = asked_at
+
+    def _lose(self, why: str) -> None:
+        if not self._over.is_set():
+            logger.info("stopping work on item %s: %s", self._attempt.item_id, why)
+            self.lost = True
+            self._stop.set()

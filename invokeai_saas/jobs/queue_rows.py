@@ -1,0 +1,80 @@
+"""The queue's rows where InvokeAI asks one question after the other: how many there are, and new ones, in one statement each."""
+
+from typing import Any
+
+import psycopg
+from invokeai.app.services.session_queue.session_queue_common import SessionQueueStatus
+from psycopg.rows import DictRow
+
+from invokeai_saas.errors import SaasError
+
+Cursor = psycopg.Cursor[DictRow]
+# One enqueue per user at a time: the count of pending items and the insert after it belong together.
+LOCK_USER = "SELECT pg_advisory_xact_lock(hashtextextended('enqueue ' || %s, 0))"
+PENDING = "SELECT count(*) AS pending FROM session_queue WHERE queue_id = %s AND user_id = %s AND status = 'pending'"
+# The columns in the order of InvokeAI's prepare_values_to_insert().
+INSERT = """
+INSERT INTO session_queue
+    (queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination, retried_from_item_id, user_id)
+SELECT queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination, retried_from_item_id, user_id
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::text[], %s::text[], %s::text[], %s::bigint[],
+            %s::text[])
+    WITH ORDINALITY AS new (queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination,
+                            retried_from_item_id, user_id, place)
+ORDER BY place
+RETURNING item_id
+"""
+# The item of `current` is any one that runs: InvokeAI takes the first that it finds.
+STATUS = """
+WITH counted AS (
+    SELECT status, count(*) AS items, count(*) FILTER (WHERE user_id = %(user_id)s) AS own, min(item_id) AS first_item
+    FROM session_queue WHERE queue_id = %(queue_id)s GROUP BY status
+)
+SELECT counted.status, items, own, current.item_id, current.session_id, current.batch_id, current.user_id
+FROM counted LEFT JOIN session_queue AS current ON counted.status = 'in_progress' AND current.item_id = first_item
+"""
+
+
+class QueueFull(SaasError):
+    """The items of a request do not all fit; none was enqueued."""
+
+    status = 409
+
+    def __init__(self, *, most: int, would_be: int) -> None:
+        super().__init__(f"expected at most {most} pending items, got {would_be}")
+
+
+def demand_room(cursor: Cursor, *, queue_id: str, user_id: str, wanted: int, most: int) -> None:
+    """Raise QueueFull unless `wanted` more items fit. Holds the user's lock until the end of the transaction."""
+    cursor.execute(LOCK_USER, (user_id,))
+    row = cursor.execute(PENDING, (queue_id, user_id)).fetchone()
+    would_be = wanted + (row["pending"] if row is not None else 0)
+    if would_be > most:
+        raise QueueFull(most=most, would_be=would_be)
+
+
+def insert(cursor: Cursor, rows: list[Any]) -> list[int]:
+    """Rows as prepare_values_to_insert() makes them; returns their item_ids, newest first as InvokeAI does."""
+    if not rows:
+        return []
+    inserted = cursor.execute(INSERT, [list(column) for column in zip(*rows, strict=True)]).fetchall()
+    return sorted((row["item_id"] for row in inserted), reverse=True)
+
+
+def status(cursor: Cursor, queue_id: str, *, user_id: str | None, owner: str | None, sees_all: bool) -> SessionQueueStatus:
+    """What InvokeAI's get_queue_status answers. `user_id` adds that user's own counts; the running item is named to its `owner`."""
+    rows = cursor.execute(STATUS, {"queue_id": queue_id, "user_id": user_id}).fetchall()
+    counts, own = {row["status"]: row["items"] for row in rows}, {row["status"]: row["own"] for row in rows}
+    current = next((row for row in rows if row["item_id"] is not None), None)
+    if current is None or not (sees_all or owner is None or current["user_id"] == owner):
+        current = {"item_id": None, "session_id": None, "batch_id": None}
+    return SessionQueueStatus(
+        queue_id=queue_id,
+        item_id=current["item_id"],
+        session_id=current["session_id"],
+        batch_id=current["batch_id"],
+        **{name: counts.get(name, 0) for name in ("pending", "in_progress", "waiting", "completed", "failed", "canceled")},
+        total=sum(counts.values()),
+        user_pending=None if user_id is None else own.get("pending", 0),
+        user_in_progress=None if user_id is None else own.get("in_progress", 0),
+    )

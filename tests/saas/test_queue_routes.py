@@ -1,0 +1,158 @@
+"""Our routes of the queue: the status that fits, foreign as missing, and InvokeAI's own descriptions of them."""
+
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from invokeai.app.api.auth_dependencies import get_current_user_or_default
+from invokeai.app.api.dependencies import ApiDependencies
+from invokeai.app.api.routers.session_queue import session_queue_router
+from invokeai.app.services.auth.token_service import TokenData
+from invokeai.app.services.session_queue.session_queue_common import Batch
+from saas.rows import status_of
+from saas.test_session_queue import Events, graph, queue_of
+
+from invokeai_saas.accounts.api import answer_error
+from invokeai_saas.db import tenancy
+from invokeai_saas.errors import SaasError
+from invokeai_saas.jobs.api import REPLACED, queue_router
+from invokeai_saas.swaps.install import take_away
+
+USER = "x-user"
+
+
+class AsUser:
+    """What the server's identity middleware does, for callers who are believed."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        with tenancy.as_user(headers[USER.encode()].decode()):
+            await self.app(scope, receive, send)
+
+
+def caller() -> TokenData:
+    return TokenData(user_id=str(tenancy.current().user_id), email="someone@example.com", is_admin=False)
+
+
+@pytest.fixture
+def queue(database):
+    with tenancy.as_system("a start"):
+        return queue_of(database, "web", Events(), max_queue_size=3)
+
+
+@pytest.fixture
+def client(queue, monkeypatch):
+    monkeypatch.setattr(ApiDependencies, "invoker", SimpleNamespace(services=SimpleNamespace(session_queue=queue)), raising=False)
+    app = FastAPI()
+    app.include_router(queue_router, prefix="/api")
+    app.add_exception_handler(SaasError, answer_error)
+    app.dependency_overrides[get_current_user_or_default] = caller
+    with TestClient(AsUser(app)) as opened:
+        yield opened
+
+
+def ask(client, method: str, path: str, user: str = "ann", body=None):
+    return client.request(method, f"/api/v1/queue/default/{path}", json=body, headers={USER: user})
+
+
+def enqueue(client, runs: int = 1, user: str = "ann", **more):
+    batch = Batch(graph=graph(), runs=runs).model_dump(mode="json", exclude_none=True)
+    return ask(client, "POST", "enqueue_batch", user, {"batch": batch, **more})
+
+
+def test_a_batch_is_enqueued_for_the_caller_and_prepend_is_ignored(client, queue):
+    answer = enqueue(client, runs=2, prepend=True)
+    made = answer.json()
+
+    assert (answer.status_code, made["enqueued"], made["requested"], made["priority"]) == (200, 2, 2, 0)
+    assert {ask(client, "GET", f"i/{item}").json()["user_id"] for item in made["item_ids"]} == {"ann"}
+
+
+def test_a_batch_that_does_not_fit_is_a_conflict_and_leaves_nothing(client, queue):
+    refused = enqueue(client, runs=4)
+    huge = enqueue(client, runs=10**12)
+
+    assert (refused.status_code, refused.json()) == (409, {"detail": "expected at most 3 pending items, got 4"})
+    assert huge.status_code == 409
+    with tenancy.as_user("ann"):
+        assert queue.get_queue_status("default").total == 0
+
+
+def test_a_retry_that_does_not_fit_is_a_conflict(client):
+    items = enqueue(client, runs=3).json()["item_ids"]
+    for item in items:
+        ask(client, "PUT", f"i/{item}/cancel")
+    enqueue(client)
+    refused = ask(client, "PUT", "retry_items_by_id", body=items)
+    retried = ask(client, "PUT", "retry_items_by_id", body=items[:2])
+
+    assert (refused.status_code, refused.json()["detail"]) == (409, "expected at most 3 pending items, got 4")
+    assert sorted(retried.json()["retried_item_ids"]) == sorted(items[:2])
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "i/{}"), ("DELETE", "i/{}"), ("PUT", "i/{}/cancel")])
+def test_a_foreign_item_answers_as_a_missing_one(client, database, method, path):
+    (item,) = enqueue(client).json()["item_ids"]
+    foreign = ask(client, method, path.format(item), "bob")
+    missing = ask(client, method, path.format(item + 1), "bob")
+
+    assert (foreign.status_code, missing.status_code) == (404, 404)
+    assert foreign.json()["detail"].replace(str(item), "N") == missing.json()["detail"].replace(str(item + 1), "N")
+    assert status_of(database, item) == "pending"
+
+
+def test_foreign_and_missing_items_are_passed_over_by_a_retry(client, database):
+    (item,) = enqueue(client).json()["item_ids"]
+    ask(client, "PUT", f"i/{item}/cancel")
+
+    assert ask(client, "PUT", "retry_items_by_id", "bob", [item, item + 1]).json()["retried_item_ids"] == []
+
+
+def test_a_cancel_of_batches_reaches_ones_own_items_and_none_are_no_error(client, database):
+    anns, bobs = enqueue(client).json(), enqueue(client, user="bob").json()
+    ids = [anns["batch"]["batch_id"], bobs["batch"]["batch_id"]]
+    answers = [ask(client, "PUT", "cancel_by_batch_ids", body={"batch_ids": batch_ids}).json() for batch_ids in ([], ids)]
+
+    assert answers == [{"canceled": 0}, {"canceled": 1}]
+    assert [status_of(database, made["item_ids"][0]) for made in (anns, bobs)] == ["canceled", "pending"]
+
+
+@pytest.mark.parametrize("item", ["x", "-1", str(2**63)])
+def test_an_item_that_cannot_exist_is_refused_before_the_database(client, item):
+    assert ask(client, "GET", f"i/{item}").status_code == 422
+
+
+def test_the_routes_look_like_those_they_replace():
+    upstream, ours = FastAPI(), FastAPI()
+    upstream.include_router(session_queue_router, prefix="/api")
+    ours.include_router(queue_router, prefix="/api")
+    theirs, mine = upstream.openapi()["paths"], ours.openapi()["paths"]
+    replaced = {(f"/api{path}", method.lower()) for method, path in REPLACED}
+
+    assert {(path, method) for path, methods in mine.items() for method in methods} == replaced
+    for path, method in replaced:
+        assert mine[path][method]["operationId"] == theirs[path][method]["operationId"]
+        assert mine[path][method]["responses"].keys() == theirs[path][method]["responses"].keys()
+        assert body_of(mine[path][method]) == body_of(theirs[path][method])
+
+
+def body_of(operation) -> object:
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    return schema.get("$ref", schema.get("type"))
+
+
+def test_every_replaced_route_is_one_that_invokeai_has():
+    routes = list(session_queue_router.routes)
+    try:
+        take_away([session_queue_router], REPLACED)
+
+        assert len(session_queue_router.routes) == len(routes) - len(REPLACED)
+    finally:
+        session_queue_router.routes[:] = routes

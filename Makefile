@@ -17,7 +17,7 @@ UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python 
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test check bench soak soak-saas toy-model tiny-vae lock
+.PHONY: help setup demo saas test check bench soak soak-saas toy-model tiny-vae lock
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -26,8 +26,13 @@ setup: $(VENV)/.installed $(VENV)/.libraries ## .venv with everything in it, and
 demo: setup ## a prompt in, an MP4 out, through the real InvokeAI graph engine
 	@$(BIN)/invokeai-video demo $(DEMO_ARGS)
 
+saas: setup ## the server for many users, on an embedded database; prints the first administrator
+	@$(BIN)/invokeai-saas serve
+
 test: setup $(VENV)/.chromium ## all tests, under 20 minutes on 2 cores
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/browser $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/browser --ignore tests/saas $(TEST_ARGS)
+	@# Apart: the SaaS closes nodes and swaps services of InvokeAI in its process, where the pack's tests keep an engine running.
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup tests/saas $(TEST_ARGS)
 	@# Apart: the browser wants the machine to itself, and its driver keeps an event loop running that other tests trip over.
 	@$(BIN)/python -m pytest -p no:xdist tests/browser $(TEST_ARGS)
 
@@ -39,11 +44,15 @@ check: $(VENV)/.installed ## lint, types and architecture, under 60 seconds
 bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or difference
 	@failed=0; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
-soak: setup ## the long judgement of the toy model: 2,000 prompts
+soak: setup ## the long tests: the toy model judged on 2,000 prompts, and what `make test` leaves out
+	@SOAK=1 $(BIN)/python -m pytest -p no:xdist -m soak tests
 	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)
 
-soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 40,000 queue items
-	@SAAS_SOAK_TRANSACTIONS=100000 SAAS_SOAK_ITEMS=10000 $(BIN)/python -m pytest -p no:xdist -s tests/saas/test_soak.py tests/saas/test_lease.py
+soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 10,000 queue items of 4 workers, 500 MB up and down, 100 kills
+	@SAAS_SOAK_TRANSACTIONS=100000 SAAS_SOAK_ITEMS=10000 SAAS_SOAK_MEGABYTES=500 SAAS_SOAK_KILLS=100 $(BIN)/python -m pytest -p no:xdist -s \
+		tests/saas/test_soak.py tests/saas/test_lease.py tests/saas/test_fairness.py tests/saas/test_storage_stores.py tests/saas/test_kill_postgres.py \
+		tests/saas/test_kill_migration.py tests/saas/test_import_runs.py tests/saas/test_storage_crashes.py \
+		tests/saas/test_live_s3.py tests/saas/test_kill_web.py
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
 	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)

@@ -25,7 +25,11 @@ ONE_WORKER = ("engine", "answers", "tiled", "seen", "story")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of one engine, or of one dear fixture, on one worker where the run has several."""
+    """Leave out what only `make soak` runs; keep the tests of one engine, or of one dear fixture, on one worker."""
+    if not os.environ.get("SOAK"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="long: make soak"))
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:

@@ -120,7 +120,7 @@ class Server:
             try:
                 self.get("/api/v1/app/version")
             except (urllib.error.URLError, ConnectionError):
-                time.sleep(1)
+                time.sleep(0.2)
                 continue
             self.start_seconds = time.monotonic() - started
             return

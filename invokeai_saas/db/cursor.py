@@ -32,10 +32,11 @@ class IntegerDumper(Dumper):
 class Row:
     """A result row that reads like sqlite3.Row: by position, by name without case, as a mapping for dict()."""
 
-    __slots__ = ("_names", "_values")
+    __slots__ = ("_names", "_places", "_values")
 
-    def __init__(self, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
-        self._names, self._values = names, values
+    def __init__(self, names: tuple[str, ...], places: Mapping[str, int], values: tuple[Any, ...]) -> None:
+        """`places` is where each name of the result stands, made once for all of its rows."""
+        self._names, self._places, self._values = names, places, values
 
     def keys(self) -> list[str]:
         """Column names in order."""
@@ -44,10 +45,12 @@ class Row:
     def __getitem__(self, key: int | slice | str) -> Any:
         if not isinstance(key, str):
             return self._values[key]
-        for name, value in zip(self._names, self._values, strict=True):
-            if name == key or name.lower() == key.lower():
-                return value
-        raise IndexError("No item with that key")
+        place = self._places.get(key)
+        if place is None:
+            place = self._places.get(key.lower())
+        if place is None:
+            raise IndexError("No item with that key")
+        return self._values[place]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._values)
@@ -75,6 +78,7 @@ class Cursor:
         # Of this cursor only: our own SQL keeps psycopg's types.
         self._cursor.adapters.register_dumper(int, IntegerDumper)
         self._names: tuple[str, ...] = ()
+        self._places: dict[str, int] = {}
         self._has_numeric = False
         self.lastrowid: int | None = None
 
@@ -139,12 +143,18 @@ class Cursor:
     def _read_header(self) -> None:
         columns = self._cursor.description or []
         self._names = tuple(column.name for column in columns)
+        # By name and by name without case; of two columns of one name the first counts, as in sqlite3.
+        self._places = {}
+        for place, name in enumerate(self._names):
+            self._places.setdefault(name.lower(), place)
+        for place, name in enumerate(self._names):
+            self._places.setdefault(name, place)
         self._has_numeric = any(column.type_code == _NUMERIC_OID for column in columns)
 
     def _row(self, values: tuple[Any, ...]) -> Row:
         if self._has_numeric:
             values = tuple(_plain(value) if isinstance(value, Decimal) else value for value in values)
-        return Row(self._names, values)
+        return Row(self._names, self._places, values)
 
 
 def _plain(value: Decimal) -> int | float:

@@ -11,25 +11,29 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.cursor import Cursor
+from invokeai_saas.db.pool import SteadyPool
 from invokeai_saas.db.sqlite_errors import Unavailable, translated
 from invokeai_saas.errors import TenantContextClash
 
 Connection = psycopg.Connection[Any]
-BEGIN = sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED; ")
+BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED; "
+LOCK = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
+UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
+TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +49,9 @@ class _Work:
     after_commit: list[Callable[[], None]] = field(default_factory=list)
 
 
+CommitGuard = Callable[[Connection], None]
 _open_work: ContextVar[_Work | None] = ContextVar("invokeai_saas_transaction", default=None)
+_commit_guard: ContextVar[CommitGuard | None] = ContextVar("invokeai_saas_commit_guard", default=None)
 
 
 class PostgresDatabase:
@@ -61,7 +67,9 @@ class PostgresDatabase:
         sharing: bool = False,
     ) -> None:
         self._timeout_seconds, self._sharing = timeout_seconds, sharing
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
+        # Entered around every outermost transaction; tracing sets it.
+        self.around_transaction: Callable[[tenancy.Context], AbstractContextManager[object]] = nullcontext
+        self._pool = SteadyPool(
             _as_application(dsn, statement_timeout_seconds),
             min_size=min(2, pool_size),
             max_size=pool_size,
@@ -75,6 +83,12 @@ class PostgresDatabase:
     def close(self) -> None:
         """Close the pool; transactions that are open fail."""
         self._pool.close()
+
+    def pool_counts(self) -> tuple[int, int, int]:
+        """Connections in use, connections open, requests that wait for one."""
+        counts = self._pool.get_stats()
+        opened = counts.get("pool_size", 0)
+        return opened - counts.get("pool_available", 0), opened, counts.get("requests_waiting", 0)
 
     def clean(self) -> None:
         """Upstream vacuums at start; Postgres does that by itself."""
@@ -96,6 +110,23 @@ class PostgresDatabase:
         with self._joined() as work, work.connection.cursor(row_factory=dict_row) as cursor:
             yield cursor
 
+    @property
+    def in_transaction(self) -> bool:
+        """True while this thread and task has a transaction open: what is sent elsewhere now cannot be rolled back."""
+        return self._own_work() is not None
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Wait until no other process is inside `name`; the lock falls with the connection of whoever dies in it."""
+        with self._pool.connection(timeout=self._timeout_seconds) as connection:
+            connection.execute("SET statement_timeout = 0")
+            connection.execute(LOCK, (name,))
+            try:
+                yield
+            finally:
+                connection.execute(UNLOCK, (name,))
+                connection.execute("RESET statement_timeout")
+
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Run `callback` after the open transaction's commit, at once outside of one, never after a rollback."""
         work = self._own_work()
@@ -103,6 +134,21 @@ class PostgresDatabase:
             callback()
         else:
             work.after_commit.append(callback)
+
+    @contextmanager
+    def exclusive_if_free(self, name: str) -> Iterator[bool]:
+        """Whether no other process is inside `name`; if so they stay out until the end, or until the connection of this one dies."""
+        try:
+            with self._pool.connection(timeout=self._timeout_seconds) as connection:
+                found = connection.execute(TRY_LOCK, (name,)).fetchone()
+                free = found is not None and bool(found[0])
+                try:
+                    yield free
+                finally:
+                    if free and not connection.closed:
+                        connection.execute(UNLOCK, (name,))
+        except PoolTimeout as error:
+            raise Unavailable(f"expected a database connection within {self._timeout_seconds} s, got none") from error
 
     def _own_work(self) -> _Work | None:
         work = _open_work.get()
@@ -115,11 +161,20 @@ class PostgresDatabase:
             with _nested(work, context, sharing=self._sharing):
                 yield work
             return
+        with self.around_transaction(context), self._outermost(context) as work:
+            yield work
+        _run_callbacks(work.after_commit)
+
+    @contextmanager
+    def _outermost(self, context: tenancy.Context) -> Iterator[_Work]:
         outer = _open_work.get()
         work = _Work(self, self._begin(context), _owner(), context)
         _open_work.set(work)
         try:
             yield work
+            guard = _commit_guard.get()
+            if guard is not None:
+                guard(work.connection)
             _commit(work.connection)
         except BaseException:
             _rollback(work.connection)
@@ -127,7 +182,6 @@ class PostgresDatabase:
         finally:
             _open_work.set(outer)
             self._pool.putconn(work.connection)
-        _run_callbacks(work.after_commit)
 
     def _begin(self, context: tenancy.Context) -> Connection:
         """A connection inside a transaction for `context`. Nothing was asked yet, so that a dead connection is just replaced."""
@@ -138,7 +192,7 @@ class PostgresDatabase:
             except PoolTimeout as error:
                 raise Unavailable(f"expected a database connection within {self._timeout_seconds} s, got none") from error
             try:
-                connection.execute(BEGIN + context.enter_sql(sharing=self._sharing))
+                _run(connection, BEGIN + context.enter_sql(sharing=self._sharing))
                 return connection
             except psycopg.OperationalError as error:
                 self._pool.putconn(connection)
@@ -151,39 +205,54 @@ class PostgresDatabase:
 
 
 @contextmanager
+def commit_guarded(guard: CommitGuard | None) -> Iterator[None]:
+    """Inside, every outermost transaction asks `guard` last thing before its commit; what it raises rolls back. None: nothing is asked."""
+    token = _commit_guard.set(guard)
+    try:
+        yield
+    finally:
+        _commit_guard.reset(token)
+
+
+@contextmanager
 def _nested(work: _Work, context: tenancy.Context, *, sharing: bool) -> Iterator[None]:
     """A savepoint: a failing inner block undoes itself and its callbacks, and the outer one may go on."""
     if not context.is_system and not work.context.is_system and context != work.context:
         raise TenantContextClash("expected the tenant of the open transaction, got another user")
     switched = context.is_system != work.context.is_system or context.user_id != work.context.user_id
     outer_context, callbacks = work.context, len(work.after_commit)
+    savepoint = b"nested_%d" % (work.depth + 1)
+    _send(work, b"SAVEPOINT %s; %s" % (savepoint, context.enter_sql(sharing=sharing) if switched else b""))
     work.depth += 1
-    savepoint = sql.Identifier(f"nested_{work.depth}")
-    _send(work, sql.SQL("SAVEPOINT {}").format(savepoint))
+    work.context = context
     try:
-        if switched:
-            _send(work, context.enter_sql(sharing=sharing))
-            work.context = context
         yield
-        _send(work, sql.SQL("RELEASE SAVEPOINT {}").format(savepoint))
-        if switched:
-            _send(work, outer_context.enter_sql(sharing=sharing))
+        _send(work, b"RELEASE SAVEPOINT %s; %s" % (savepoint, outer_context.enter_sql(sharing=sharing) if switched else b""))
     except BaseException:
         del work.after_commit[callbacks:]
         if not work.connection.closed and work.connection.info.transaction_status != TransactionStatus.ACTIVE:
             # The settings of the savepoint are undone with it.
-            work.connection.execute(sql.SQL("ROLLBACK TO SAVEPOINT {}").format(savepoint))
+            work.connection.execute(b"ROLLBACK TO SAVEPOINT " + savepoint)
         raise
     finally:
         work.context = outer_context
         work.depth -= 1
 
 
-def _send(work: _Work, command: sql.SQL | sql.Composed) -> None:
+def _send(work: _Work, command: bytes) -> None:
     try:
-        work.connection.execute(command)
+        _run(work.connection, command)
     except psycopg.Error as error:
         raise translated(error) from error
+
+
+def _run(connection: Connection, command: bytes) -> None:
+    """Commands that answer nothing, straight through libpq: psycopg's care for parameters and rows was half of a transaction's cost."""
+    result = connection.pgconn.exec_(command)
+    if connection.pgconn.status != ConnStatus.OK:
+        raise psycopg.OperationalError(result.error_message.decode(errors="replace").strip() or "the connection is lost")
+    if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+        raise error_from_result(result)
 
 
 def _commit(connection: Connection) -> None:
@@ -191,7 +260,7 @@ def _commit(connection: Connection) -> None:
         # COMMIT would quietly roll back.
         raise sqlite3.OperationalError("expected a transaction that can commit, got one in which a statement failed")
     try:
-        connection.execute("COMMIT")
+        _run(connection, b"COMMIT")
     except psycopg.Error as error:
         raise translated(error) from error
 

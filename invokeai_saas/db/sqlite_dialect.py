@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 from sqlglot import exp, parse
@@ -113,8 +114,17 @@ def _template(sqlite_sql: str) -> tuple[str, tuple[Slot, ...]]:
     return " ".join(text.split()) if "'" not in text and '"' not in text else text.strip(), tuple(slots)
 
 
+# sqlglot builds its dialects when they are first used, and a second thread meanwhile writes with half of one: "@1" for "$1".
+_ONE_AT_A_TIME = Lock()
+
+
 @lru_cache(maxsize=2048)
 def _translated(template: str) -> tuple[str, bool]:
+    with _ONE_AT_A_TIME:
+        return _translate(template)
+
+
+def _translate(template: str) -> tuple[str, bool]:
     try:
         statements = [tree for tree in parse(template, read="sqlite") if tree is not None]
     except SqlglotError as error:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import errors
 
-from invokeai_saas.errors import DatabaseUnavailable
+from invokeai_saas.errors import DatabaseUnavailable, SaasError
 
 
 class ForeignRow(sqlite3.DatabaseError):
@@ -17,6 +17,12 @@ class ForeignRow(sqlite3.DatabaseError):
 
 class Unavailable(DatabaseUnavailable, sqlite3.OperationalError):
     """No connection to the database within the timeout."""
+
+
+class NumberTooLarge(SaasError, sqlite3.DataError):
+    """A number that no column holds."""
+
+    status = 422
 
 
 _KEY = re.compile(r"Key \((?P<columns>[^)]*)\)=")
@@ -53,6 +59,8 @@ def translated(error: psycopg.Error) -> sqlite3.Error:
     """The sqlite3 exception for `error`, with SQLite's wording where upstream reads it."""
     if isinstance(error, errors.InsufficientPrivilege):
         return ForeignRow(_first_line(error))
+    if isinstance(error, errors.NumericValueOutOfRange):
+        return NumberTooLarge("expected numbers that the database can hold")
     prefix = next((text for kind, text in _PREFIXES if isinstance(error, kind)), None)
     message = f"{prefix}: {_subject(error)}" if prefix else _first_line(error)
     return next((target for kind, target in _CLASSES if isinstance(error, kind)), sqlite3.DatabaseError)(message)

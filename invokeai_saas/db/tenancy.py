@@ -8,6 +8,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ParamSpec, TypeVar
 
 from psycopg import sql
@@ -37,13 +38,16 @@ class Context:
         """True for work that sees all tenants."""
         return self.user_id is None
 
-    def enter_sql(self, *, sharing: bool) -> sql.Composed:
+    def enter_sql(self, *, sharing: bool) -> bytes:
         """What a transaction sends before anything else."""
-        return sql.SQL(ENTER_CONTEXT).format(
-            role=sql.Identifier(SYSTEM_ROLE if self.is_system else APP_ROLE),
-            user_id=sql.Literal(self.user_id or ""),
-            sharing=sql.Literal("on" if sharing else "off"),
-        )
+        return _enter_sql(SYSTEM_ROLE if self.is_system else APP_ROLE, self.user_id or "", "on" if sharing else "off")
+
+
+@lru_cache(maxsize=4096)
+def _enter_sql(role: str, user_id: str, sharing: str) -> bytes:
+    """Composed once per user: every transaction begins with it."""
+    composed = sql.SQL(ENTER_CONTEXT).format(role=sql.Identifier(role), user_id=sql.Literal(user_id), sharing=sql.Literal(sharing))
+    return composed.as_bytes()
 
 
 _context: contextvars.ContextVar[Context | None] = contextvars.ContextVar("invokeai_saas_tenant", default=None)
@@ -83,6 +87,13 @@ def as_system(reason: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """No context, whatever the task was started in: where a request begins, before anybody is known."""
+    with _entered(None):
+        yield
+
+
 def carry(function: Callable[P, R]) -> Callable[P, R]:
     """`function` bound to a copy of the current context, for threads of an executor."""
     copied = contextvars.copy_context()
@@ -94,7 +105,7 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def _entered(context: Context) -> Iterator[None]:
+def _entered(context: Context | None) -> Iterator[None]:
     outer = _context.get()
     _context.set(context)
     try:

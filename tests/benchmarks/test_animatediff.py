@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -25,18 +27,21 @@ def test_a_long_clip_in_windows_needs_hardly_more_memory_than_one_window():
     assert ratio <= 1.2 and status == 0
 
 
+@pytest.mark.soak
 def test_the_memory_test_bites_on_a_long_clip_without_windows():
     status, ratio = grown("--without-windows")
 
     assert ratio > 2 and status == 1
 
 
+@pytest.mark.soak
 def test_a_long_clip_is_decoded_in_the_memory_of_a_short_one():
     status, text = run("animatediff_decode_memory.py", "--vae", "plain")
 
     assert status == 0, text
 
 
+@pytest.mark.soak
 def test_the_decode_test_bites_on_a_decode_that_hoards_frames():
     status, text = run("animatediff_decode_memory.py", "--vae", "plain", "--hoard")
 

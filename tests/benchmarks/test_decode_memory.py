@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = pytest.mark.parametrize("script", ["decode_memory.py", "vae_memory.py"])
+SCRIPTS = pytest.mark.parametrize("script", ["decode_memory.py", pytest.param("vae_memory.py", marks=pytest.mark.soak)])
 
 
 def measure(script, *options):

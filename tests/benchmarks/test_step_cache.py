@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "step_cache.py"
 
 
+@pytest.mark.soak
 def test_each_preset_skips_calls_and_says_what_it_lost():
     done = subprocess.run([sys.executable, str(SCRIPT), "--steps", "16"], stdout=subprocess.PIPE, text=True)
     rows = dict(re.findall(r"^ *(\w[\w ]*): +(\d+)% of the", done.stdout, re.MULTILINE))

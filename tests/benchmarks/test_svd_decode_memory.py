@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "svd_decode_memory.py"
 
 
@@ -20,6 +22,7 @@ def test_a_streaming_decode_to_mp4_needs_less_memory_than_diffusers_decode():
     assert ratio <= 1.0 and status == 0
 
 
+@pytest.mark.soak
 def test_the_memory_test_bites_on_a_decode_that_hoards_frames():
     status, ratio = measure("--hoard")
 

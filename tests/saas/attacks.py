@@ -29,6 +29,8 @@ _WORKFLOW = '\'{{"name": "n", "description": "d", "meta": {{"category": "user"}}
 _PRESET = "INSERT INTO style_presets (id, name, preset_data, user_id, is_public) VALUES "
 _PROMPT = "INSERT INTO system_prompts (id, name, content, user_id, is_public) VALUES "
 
+_KEY = "INSERT INTO api_keys (key_id, user_id, key_hash, name, scopes) VALUES "
+
 
 def _media(kind: str) -> Table:
     columns = f"{kind}_name, {kind}_origin, {kind}_category, width, height, user_id"
@@ -83,6 +85,17 @@ TABLES = {
         "worker_id",
         (),
     ),
+    # Filled by the trigger of session_queue.
+    "queue_turns": Table("SELECT 1", "user_id", "user_id", ("INSERT INTO queue_turns (user_id) VALUES ('bob2')",)),
+    "stored_objects": Table(
+        "INSERT INTO stored_objects (key, user_id, kind, name, part, bytes, state)"
+        " VALUES ('users/{o}/x', '{o}', 'workflow', '{o}-picture', 'file', 5, 'stored')",
+        "user_id",
+        "name",
+        (),
+    ),
+    # Filled by the trigger of the table above.
+    "storage_used": Table("SELECT 1", "user_id", "user_id", ()),
     "client_state": Table(
         "INSERT INTO client_state (user_id, key, value) VALUES ('{o}', 'k', 'v')",
         "user_id",
@@ -124,6 +137,36 @@ TABLES = {
         "token_hash",
         (),
     ),
+    # Made by the trigger on users.
+    "saas_users": Table("UPDATE saas_users SET avatar_url = 'a' WHERE user_id = '{o}'", "user_id", "avatar_url", ()),
+    "api_keys": Table(
+        _KEY + "('{o}-key', '{o}', repeat('a', 64), 'n', ARRAY['read'])",
+        "key_id",
+        "name",
+        (_KEY + "('forged', 'bob', repeat('a', 64), 'n', ARRAY['read'])",),
+    ),
+    "refresh_families": Table("INSERT INTO refresh_families (user_id) VALUES ('{o}')", "user_id", "revoked_because", ()),
+    "refresh_tokens": Table(
+        "INSERT INTO refresh_tokens (token_hash, family_id, user_id, expires_at)"
+        " SELECT encode(sha256(user_id::bytea), 'hex'), family_id, user_id, now() FROM refresh_families WHERE user_id = '{o}'",
+        "user_id",
+        "token_hash",
+        (),
+    ),
+    "one_time_tokens": Table(
+        "INSERT INTO one_time_tokens (token_hash, user_id, purpose, expires_at)"
+        " VALUES (encode(sha256('{o}'::bytea), 'hex'), '{o}', 'reset', now())",
+        "user_id",
+        "token_hash",
+        (),
+    ),
+    "mail_outbox": Table(
+        "INSERT INTO mail_outbox (user_id, kind, to_address, subject, text_body, html_body) VALUES ('{o}', 'k', 'a', 's', 't', 'h')",
+        "user_id",
+        "subject",
+        (),
+    ),
+    "audit_log": Table("INSERT INTO audit_log (actor_id, action) VALUES ('{o}', 'a')", "actor_id", "action", ()),
     "user_invitations": Table(
         "INSERT INTO user_invitations (invitation_id, email, invited_by, invitation_code, expires_at)"
         " VALUES ('{o}-invitation', 'x@example.com', '{o}', '{o}', 'never')",

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from saas.clusters import Cluster
+from saas.people import Person, join
 from saas.statement_recorder import record_if_asked
 
+from invokeai_saas.accounts.model import AccountPolicy, Accounts
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import stop_embedded
 
@@ -51,3 +53,27 @@ def open_database(dsn: str) -> Iterator[Callable[..., PostgresDatabase]]:
 def database(open_database: Callable[..., PostgresDatabase]) -> PostgresDatabase:
     """One look-alike with 4 connections, sharing off."""
     return open_database()
+
+
+@pytest.fixture
+def accounts(database: PostgresDatabase) -> Accounts:
+    """Accounts that answer at once; the tests of time set their own policy."""
+    return Accounts(database, AccountPolicy(answer_seconds=0.0, public_url="https://invoke.example"))
+
+
+@pytest.fixture
+def ann(accounts: Accounts) -> Person:
+    """A user."""
+    return join(accounts, "ann@example.com")
+
+
+@pytest.fixture
+def clerk(accounts: Accounts) -> Person:
+    """An admin."""
+    return join(accounts, "clerk@example.com", role="admin")
+
+
+@pytest.fixture
+def root(accounts: Accounts) -> Person:
+    """A super_admin."""
+    return join(accounts, "root@example.com", role="super_admin")

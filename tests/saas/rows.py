@@ -21,7 +21,7 @@ def add_items(database: PostgresDatabase, owner: str, count: int, *, priority: i
     insert = "INSERT INTO session_queue (queue_id, batch_id, session, session_id, user_id, priority) VALUES (?, ?, ?, ?, ?, ?)"
     with tenancy.as_system("test items"), database.transaction() as cursor:
         batch = f"{owner}-{priority}-{count}"
-        cursor.executemany(insert, [("default", batch, "{}", f"{batch}-{n}", owner, priority) for n in range(count)])
+        cursor.executemany(insert, [("default", batch, '{"graph": {}}', f"{batch}-{n}", owner, priority) for n in range(count)])
         return [row[0] for row in cursor.execute("SELECT item_id FROM session_queue WHERE batch_id = ? ORDER BY item_id", (batch,))]
 
 

@@ -10,6 +10,7 @@ import pytest
 from saas.rows import add_board, add_user
 
 from invokeai_saas.db import tenancy
+from invokeai_saas.db.sqlite_errors import NumberTooLarge
 from invokeai_saas.errors import TenantContextClash, TenantContextMissing, UnknownStatement
 
 BOARD = "INSERT INTO boards (board_id, board_name, user_id, archived) VALUES "
@@ -290,3 +291,10 @@ def test_a_negative_limit_means_all_and_like_ignores_case_without_escapes(databa
         backslash = cursor.execute("SELECT board_name FROM boards WHERE board_name LIKE ?", (r"Cat\_1",)).fetchall()
 
     assert (len(everything), [row[0] for row in like], backslash) == (3, ["Cat_1", "catX1"], [])
+
+
+def test_a_number_beyond_the_column_is_the_askers_mistake(database):
+    with pytest.raises(NumberTooLarge) as refused, tenancy.as_user("ann"), database.transaction() as cursor:
+        cursor.execute("SELECT board_id FROM boards LIMIT ? OFFSET ?", (1, 2**63))
+
+    assert refused.value.status == 422 and isinstance(refused.value, sqlite3.DataError)

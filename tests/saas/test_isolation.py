@@ -10,13 +10,24 @@ COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 # Global: the same for all, or system work only (0003_tenant_policies.sql says why of each).
 GLOBAL = {"models", "model_relationships", "app_settings", "migrations", "applied_migrations"}
 SYSTEM_ONLY = {"image_subfolder_move_items", "image_subfolder_move_jobs", "user_invitations"}
+# 0006_accounts.sql: strangers' addresses, hashes of credentials, everybody's history.
+ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mail_outbox", "audit_log"}
+SYSTEM_ONLY |= ACCOUNT_SECRETS | {"rate_limits", "address_marks"}
+# 0008_import.sql: everybody's ids.
+SYSTEM_ONLY |= {"imported"}
 # Runs as its owner, with the owner's policies: each one is looked at before it is added.
-DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video"}
+DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video", "storage_announce", "storage_count", "storage_purge"}
 # No policy lets a tenant do it, and no grant either.
 NOT_GRANTED = {
-    (table, command) for table in ("users", "user_sessions", "job_attempts") for command in ("INSERT", "UPDATE", "DELETE")
+    (table, command)
+    for table in ("users", "user_sessions", "job_attempts", "stored_objects", "storage_used", "saas_users")
+    for command in ("INSERT", "UPDATE", "DELETE")
 }
-NOT_GRANTED |= {("user_invitations", command) for command in COMMANDS}
+NOT_GRANTED |= {(table, command) for table in ACCOUNT_SECRETS | {"user_invitations"} for command in COMMANDS}
+# Made with one's first job, served by the claim.
+NOT_GRANTED |= {("queue_turns", "UPDATE"), ("queue_turns", "DELETE")}
+# A revoked key's row stays.
+NOT_GRANTED |= {("api_keys", "DELETE")}
 # Bob's rows in these are public, which all may read once sharing is on.
 PUBLIC = {(table, "SELECT", True) for table in ("workflow_library", "style_presets", "system_prompts")}
 ATTACKS = [(t, c, s) for t in TABLES for c in COMMANDS for s in (False, True) if (t, c, s) not in PUBLIC]

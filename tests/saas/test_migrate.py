@@ -19,7 +19,7 @@ from invokeai_saas.db import migrate as migrations
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import start_embedded, stop_embedded
-from invokeai_saas.db.migrate import FOLDER, migrate, read_migrations, refuse_stale
+from invokeai_saas.db.migrate import FOLDER, ROLES_FILE, migrate, read_migrations, refuse_stale
 from invokeai_saas.errors import MigrationLocked, MigrationRefused
 
 NAMES = [migration.name for migration in read_migrations()]
@@ -164,3 +164,43 @@ def test_numbers_without_gaps_are_demanded(folder):
 
     with pytest.raises(MigrationRefused, match="without gaps"):
         read_migrations(folder)
+
+
+def test_rows_from_before_the_file_journal_are_kept_and_can_be_deleted(empty, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for path in FOLDER.glob("*.sql"):
+        if path.name < "0005":
+            shutil.copy(path, old)
+    shutil.copy(FOLDER / ROLES_FILE, old)
+    migrate(empty, folder=old)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        for name in ("a.png", "b.png"):
+            columns = "image_name, image_origin, image_category, width, height, user_id"
+            connection.execute(f"INSERT INTO images ({columns}) VALUES (%s, 'internal', 'general', 1, 1, 'ann')".encode(), (name,))
+        migrate(empty)
+        connection.execute("DELETE FROM images WHERE image_name = 'b.png'")
+
+    assert rows(empty, "SELECT key, state, since = 'infinity' FROM stored_objects ORDER BY key") == [
+        ("users/ann/images/a.png", "writing", True),
+        ("users/ann/images/b.png", "purge", False),
+    ]
+    forced = "SELECT count(*) FROM pg_class WHERE relname IN ('images', 'videos') AND relforcerowsecurity"
+    assert rows(empty, forced) == [(2,)]
+
+
+def test_users_that_were_there_before_accounts_get_theirs(empty, tmp_path):
+    for path in FOLDER.glob("*.sql"):
+        if path.name < "0006" or path.name == ROLES_FILE:
+            shutil.copy(path, tmp_path)
+    migrate(empty, folder=tmp_path)
+    with psycopg.connect(empty) as connection:
+        insert = "INSERT INTO users (user_id, email, password_hash, is_admin) VALUES ('a', 'a@x.y', '', 1), ('b', 'b@x.y', '', 0)"
+        connection.execute(insert)
+    migrate(empty)
+
+    with psycopg.connect(empty) as connection:
+        found = connection.execute("SELECT user_id, role, email_verified_at FROM saas_users ORDER BY user_id").fetchall()
+        forced = connection.execute("SELECT relforcerowsecurity FROM pg_class WHERE relname = 'users'").fetchone()
+    assert found == [("a", "super_admin", None), ("b", "user", None)]
+    assert forced == (True,)

@@ -115,6 +115,7 @@ def test_cancelled_tasks_of_one_thread_roll_back_and_leave_no_context(open_datab
 def test_the_soak_bites_when_the_context_outlives_the_transaction(open_database, monkeypatch):
     lasting = tenancy.ENTER_CONTEXT.replace("SET LOCAL ROLE", "SET ROLE").replace(", true)", ", false)")
     monkeypatch.setattr(tenancy, "ENTER_CONTEXT", lasting)
+    monkeypatch.setattr(tenancy, "_enter_sql", tenancy._enter_sql.__wrapped__)
     database, left = open_database(pool_size=1), Counter()
     watch_checkouts(database, left)
     for user in ("ann", "bob"):

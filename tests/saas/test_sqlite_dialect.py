@@ -1,6 +1,9 @@
 """The translation: every statement of the installed InvokeAI is known, means what the snapshot says, and Postgres takes it."""
 
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -145,3 +148,11 @@ def test_the_recorded_schema_is_that_of_the_installed_invokeai():
     from invokeai_saas.db.upstream_schema import RECORDED, read_upstream_schema
 
     assert RECORDED.read_text(encoding="utf-8") == read_upstream_schema().as_migration()
+
+
+def test_threads_that_translate_their_first_statements_at_once_get_them_right():
+    """Without the lock about one process in six keeps a wrong translation, and its every later write of that statement fails."""
+    command = [sys.executable, str(Path(__file__).with_name("translating_threads.py")), "40"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+
+    assert done.stdout.split() == ["0"]

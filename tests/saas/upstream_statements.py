@@ -56,7 +56,7 @@ def building_functions(root: Path) -> dict[str, str]:
     found = {}
     for name, function, arguments in senders(root):
         if not all(isinstance(argument, ast.Constant) for argument in arguments):
-            found[name] = hashlib.sha256(ast.dump(function).encode()).hexdigest()[:16]
+            found[name] = hashlib.sha256(_text(function).encode()).hexdigest()[:16]
     return found
 
 
@@ -85,6 +85,11 @@ def read() -> dict[str, dict[str, str]]:
 def _source(template: str) -> str:
     """A template as SQLite's SQL again, on one line."""
     return " ".join(re.sub(r":p\d+", "?", re.sub(r":many\d+", "?, ?", template)).split())
+
+
+def _text(function: ast.AST) -> str:
+    """The same on every Python that we support: 3.12 writes a field that 3.11 does not have."""
+    return ast.dump(function).replace(", type_params=[]", "")
 
 
 def _functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:

@@ -1,0 +1,281 @@
+"""Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
+
+    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+"""
+
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from invokeai_saas.accounts import store
+from invokeai_saas.accounts.admin import ensure_admin
+from invokeai_saas.accounts.model import AccessChange
+from invokeai_saas.accounts.setup import accounts_of, limiter_of
+from invokeai_saas.db import tenancy
+from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
+from invokeai_saas.db.opening import open_database
+from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
+from invokeai_saas.operating import logs
+from invokeai_saas.operating.health import Pulse
+from invokeai_saas.operating.install import Operated, install, uvicorn_options
+from invokeai_saas.operating.ports import demand_free_port
+from invokeai_saas.operating.shutdown import GracefulServer, Shutdown
+from invokeai_saas.operating.shutdown import serve as serve_gracefully
+from invokeai_saas.settings import Settings
+from invokeai_saas.storage.opening import open_files, receive_uploads
+from invokeai_saas.swaps.install import Parts, install_services, take_away
+
+BACKGROUND_LIMIT_SECONDS = 60.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Server:
+    """An application that is ready to be served; `operated.app` is `app` inside of our middleware."""
+
+    settings: Settings
+    parts: Parts
+    app: Any
+    operated: Operated
+    shutdown: Shutdown
+    loop: Any
+
+
+def serve(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    import uvicorn
+
+    logs.configure(settings)
+    logs.log_crashes()
+    # Progress bars are no log lines; people see progress in the interface. Read when tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    with ExitStack() as stack:
+        demand_free_port(settings)
+        if settings.database_url is None:
+            stack.enter_context(sole_server(settings.data_dir))
+            stack.callback(stop_embedded, settings.data_dir)
+            stack.enter_context(keep_alive(settings.data_dir))
+        server = open_server(settings)
+        announce_first_admin(server)
+        server.operated.start()
+        config = uvicorn.Config(
+            server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings)
+        )
+        graceful = GracefulServer(config, server.shutdown, drain_seconds=settings.shutdown_drain_seconds)
+        return serve_gracefully(graceful, server.shutdown, server.loop)
+
+
+def open_server(settings: Settings) -> Server:
+    """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
+    database = open_database(settings, migrate_first=True)
+    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,))
+    parts = Parts(
+        database=database,
+        files=open_files(settings, database),
+        accounts=accounts,
+        zips=settings.data_dir / "zips",
+        sharing=settings.sharing,
+    )
+    receive_uploads(settings.data_dir / "arriving")
+    configure_invokeai(settings)
+    refuse_other_upstream(database)
+    _edit_routers()
+    install_services(parts)
+    app, loop = _invokeais_application()
+    _add_routes(app, parts)
+    pulse = Pulse(BACKGROUND_LIMIT_SECONDS)
+    app.router.lifespan_context = _lifespan(app.router.lifespan_context, settings, parts, pulse)
+
+    def close() -> None:
+        operated.close()
+        database.close()
+
+    shutdown = Shutdown(grace_seconds=settings.shutdown_grace_seconds, stop_work=_stop_work, close=(close,))
+    operated = install(
+        _middleware(app, settings, parts),
+        settings=settings,
+        database=database,
+        files=parts.files,
+        pulses={"background": pulse},
+        draining=shutdown.draining,
+    )
+    return Server(settings, parts, app, operated, shutdown, loop)
+
+
+def configure_invokeai(settings: Settings) -> None:
+    """What a server for many must have, whatever invokeai.yaml says."""
+    from invokeai_video_nodes.headless import install_patches
+
+    root = settings.invokeai_root or settings.data_dir / "invokeai"
+    root.mkdir(parents=True, exist_ok=True)
+    os.environ["INVOKEAI_ROOT"] = str(root.resolve())
+    install_patches()
+    logs.adopt_upstream()
+    from invokeai.app.services.config.config_default import get_config
+    from invokeai.app.util.torch_cuda_allocator import configure_torch_cuda_allocator
+
+    config = get_config()
+    if config.pytorch_cuda_alloc_conf and "torch" not in sys.modules:
+        configure_torch_cuda_allocator(config.pytorch_cuda_alloc_conf, logger)
+    config.host, config.port = settings.host, settings.port
+    config.multiuser = True
+    config.strict_password_checking = True
+    # Files are found by their rows; folders by date would only be another thing to move.
+    config.image_subfolder_strategy = "flat"
+    # InvokeAI's own picture services would have made it.
+    config.models_path.mkdir(parents=True, exist_ok=True)
+
+
+def announce_first_admin(server: Server) -> None:
+    """Make the first super_admin and print the one-time password; nothing when there is one."""
+    email = server.settings.admin_email
+    password = ensure_admin(server.parts.accounts, email)
+    if password is not None:
+        print(f"\nFirst start: an administrator was made. This is shown once:\n\n  address   {email}\n  password  {password}\n", flush=True)
+
+
+def _edit_routers() -> None:
+    """Callers first: routers copy them. Then what is off: it is looked up among all of InvokeAI's routes."""
+    from invokeai_saas.swaps.callers import demand_ours, install_callers
+
+    install_callers()
+    from invokeai.app.api.routers import auth, images, session_queue, videos
+
+    from invokeai_saas.accounts import api as accounts_api
+    from invokeai_saas.closed.routes import close_routes, upstream_routes
+    from invokeai_saas.jobs import api as jobs_api
+    from invokeai_saas.storage import api as storage_api
+
+    demand_ours(route for _row, (_router, route) in upstream_routes())
+    close_routes()
+    take_away([auth.auth_router], accounts_api.REPLACED)
+    take_away([session_queue.session_queue_router], jobs_api.REPLACED)
+    take_away([videos.videos_router, images.images_router], storage_api.REPLACED)
+
+
+def _invokeais_application() -> tuple[Any, Any]:
+    """InvokeAI's app, loop and nodes, as its own run_app() makes them; and without the nodes that are off."""
+    from invokeai.app.services.config.config_default import get_config
+    from invokeai.app.util.startup_utils import apply_monkeypatches, register_mime_types
+    from invokeai.backend.util.logging import InvokeAILogger
+
+    apply_monkeypatches()
+    register_mime_types()
+    from invokeai.app.api_app import app, loop
+    from invokeai.app.invocations.load_custom_nodes import load_custom_nodes
+
+    from invokeai_saas.closed.nodes import close_nodes
+
+    config = get_config()
+    load_custom_nodes(custom_nodes_path=config.custom_nodes_path, logger=InvokeAILogger.get_logger(config=config))
+    close_nodes()
+    return app, loop
+
+
+def _add_routes(app: Any, parts: Parts) -> None:
+    from invokeai_saas.accounts import admin_api, api, stock_api
+    from invokeai_saas.jobs.api import queue_router
+    from invokeai_saas.storage.api import files_router
+    from invokeai_saas.web.pages import pages_router
+    from invokeai_saas.web.schema import describe_in_a_thread
+
+    interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
+    app.state.saas_files = parts.files
+    api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
+    for router in (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router):
+        app.include_router(router, prefix="/api")
+    app.include_router(pages_router)
+    describe_in_a_thread(app)
+    # InvokeAI's interface is mounted at / and would answer for every route behind it.
+    for mount in interface:
+        app.router.routes.remove(mount)
+        app.router.routes.append(mount)
+
+
+def _middleware(app: Any, settings: Settings, parts: Parts) -> Any:
+    """Who is calling ─► the interface's script ─► InvokeAI's application."""
+    from invokeai.app.api_app import SlidingWindowTokenMiddleware
+
+    from invokeai_saas.accounts.middleware import IdentityMiddleware
+    from invokeai_saas.closed.routes import MEDIA
+    from invokeai_saas.web.session_script import SessionScript
+
+    # It renews logins by itself, for days; ours end when they are taken back (decision 29).
+    app.user_middleware = [each for each in app.user_middleware if each.cls is not SlidingWindowTokenMiddleware]
+    served = SessionScript(app, signup_open=settings.signup_open)
+    return IdentityMiddleware(served, parts.accounts, media=[path for _method, path in MEDIA] + ["/api/v1/stored/{key:path}"])
+
+
+def _lifespan(upstream: Any, settings: Settings, parts: Parts, pulse: Pulse) -> Any:
+    """InvokeAI's start as system work, one process at a time: it looks for default rows and then inserts them."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        with tenancy.as_system("the server starts and stops"):
+            running = upstream(app)
+            with parts.database.exclusive("start"):
+                seed_defaults(parts.database)
+                with parts.database.postgres() as cursor:
+                    # InvokeAI reads it when it starts; whoever comes first makes it.
+                    store.signing_secret(cursor)
+                state = await running.__aenter__()
+            background = _background(settings, parts, pulse)
+            background.start()
+            try:
+                yield state
+            finally:
+                background.stop()
+                await running.__aexit__(None, None, None)
+
+    return lifespan
+
+
+def _background(settings: Settings, parts: Parts, pulse: Pulse) -> Any:
+    """What must be done again and again, on whichever process is free."""
+    from invokeai_saas.accounts import erase, mail, tokens
+    from invokeai_saas.accounts.rate_limits import PostgresStorage
+    from invokeai_saas.accounts.setup import transport_of
+    from invokeai_saas.jobs.background import Background
+
+    accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
+    background.add("pulse", 5, pulse.beat, alone=False)
+    background.add("reap", 5, lambda: _services().session_queue.reap())
+    background.add("recover files", 60, parts.files.recover)
+    if transport is not None:
+        background.add("mail", 3, lambda: mail.deliver(accounts, transport, sender=settings.mail_from))
+    background.add("forget rate limits", 3600, PostgresStorage(parts.database).forget_expired)
+    background.add("forget tokens", 24 * 3600, lambda: tokens.forget_expired(accounts))
+    background.add("announce erasures", 6 * 3600, lambda: erase.send_notices(accounts))
+    background.add("erase", 6 * 3600, lambda: erase.erase_due(accounts))
+    return background
+
+
+def _services() -> Any:
+    """InvokeAI's services once it has started."""
+    from invokeai.app.api.dependencies import ApiDependencies
+
+    return ApiDependencies.invoker.services
+
+
+def _access_changed(change: AccessChange) -> None:
+    """An account was closed or lost its role: its work stops, its sockets close."""
+    from invokeai_saas.jobs.stopping import on_access_changed
+
+    services = _services()
+    on_access_changed(services.session_queue)(change)
+    services.events.emit_user_access_changed(
+        user_id=change.user_id, is_admin=change.is_admin, is_active=change.is_active, token_epoch=change.token_epoch
+    )
+
+
+def _forget_zips(user_id: str) -> None:
+    _services().bulk_download.forget(user_id)
+
+
+def _stop_work() -> None:
+    _services().session_processor.stop()

@@ -1,0 +1,109 @@
+"""Puts our services where InvokeAI makes its own: `dependencies.py` calls each class by its name in that module, so the names are ours.
+
+Run it before `invokeai.app.api_app` is imported. A name that InvokeAI no longer has stops the start: half-swapped would mix tenants.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from invokeai_saas.accounts.model import Accounts
+from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.errors import SaasError
+from invokeai_saas.storage.files import Files
+
+
+class UnknownInvokeAI(SaasError):
+    """The installed InvokeAI lacks a place that we replace."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the services are made from."""
+
+    database: PostgresDatabase
+    files: Files
+    accounts: Accounts
+    zips: Path
+    sharing: bool
+
+
+def install_services(parts: Parts) -> None:
+    """Replace the factories of InvokeAI's services and its sockets."""
+    import invokeai.app.api.dependencies as dependencies
+    import invokeai.app.api.sockets as sockets
+
+    from invokeai_saas.swaps.sockets import TenantSockets
+
+    TenantSockets.accounts, TenantSockets.sharing = parts.accounts, parts.sharing
+    _replace(dependencies, _factories(parts))
+    _replace(sockets, {"SocketIO": TenantSockets})
+
+
+def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
+    """By the name that InvokeAI calls; the arguments are InvokeAI's, the services are ours."""
+    from invokeai.app.services.session_processor.session_processor_default import DefaultSessionRunner
+
+    from invokeai_saas.closed.nodes import demand_open_node
+    from invokeai_saas.swaps.batched_boards import BatchedImages, BatchedVideos
+    from invokeai_saas.swaps.bulk_download import TenantBulkDownloads
+    from invokeai_saas.swaps.events import CommittedEvents
+    from invokeai_saas.swaps.image_files import StoredImageFiles
+    from invokeai_saas.swaps.image_moves import NoImageMoves
+    from invokeai_saas.swaps.invocation_cache import TenantInvocationCache
+    from invokeai_saas.swaps.model_images import StoredModelImages
+    from invokeai_saas.swaps.session_processor import LeasedSessionProcessor
+    from invokeai_saas.swaps.session_queue import PostgresSessionQueue
+    from invokeai_saas.swaps.shared_records import SharedModelRecords, SharedModelRelationships, Users
+    from invokeai_saas.swaps.style_preset_images import StoredStylePresetImages
+    from invokeai_saas.swaps.tensors import TenantObjects
+    from invokeai_saas.swaps.video_files import StoredVideoFiles
+    from invokeai_saas.swaps.workflow_thumbnails import StoredWorkflowThumbnails
+
+    database, files = parts.database, parts.files
+    return {
+        "init_db": lambda **_: database,
+        "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop),
+        "DiskImageFileStorage": lambda folder: StoredImageFiles(files, Path(folder)),
+        "DiskVideoFileStorage": lambda folder: StoredVideoFiles(files),
+        "ModelImageFileStorageDisk": lambda folder: StoredModelImages(files, Path(folder)),
+        "StylePresetImageFileStorageDisk": lambda folder: StoredStylePresetImages(files),
+        "WorkflowThumbnailFileStorageDisk": lambda folder: StoredWorkflowThumbnails(files),
+        "ImageMoveService": lambda **_: NoImageMoves(),
+        "ImageService": lambda: BatchedImages(database),
+        "VideoService": lambda: BatchedVideos(database),
+        "BulkDownloadService": lambda: TenantBulkDownloads(parts.zips),
+        "MemoryInvocationCache": TenantInvocationCache,
+        "ObjectSerializerForwardCache": TenantObjects,
+        # A closed node is refused at the door and once more when it is run, wherever its graph came from.
+        "DefaultSessionRunner": lambda: DefaultSessionRunner(on_before_run_node_callbacks=[demand_open_node]),
+        "DefaultSessionProcessor": LeasedSessionProcessor,
+        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database),
+        "ModelRecordServiceSQL": SharedModelRecords,
+        "SqliteModelRelationshipRecordStorage": SharedModelRelationships,
+        "UserService": Users,
+    }
+
+
+def take_away(routers: Iterable[Any], routes: Iterable[tuple[str, str]]) -> None:
+    """Remove InvokeAI's routes (method, path without /api) that ours replace; raises UnknownInvokeAI for one that is not there."""
+    for method, path in routes:
+        if not any(_remove(router, method, path) for router in routers):
+            raise UnknownInvokeAI(f"expected InvokeAI to have the route {method} {path}, which ours replaces")
+
+
+def _remove(router: Any, method: str, path: str) -> bool:
+    for route in list(router.routes):
+        if route.path == path and method in route.methods:
+            router.routes.remove(route)
+            return True
+    return False
+
+
+def _replace(module: ModuleType, names: dict[str, Any]) -> None:
+    for name, ours in names.items():
+        if not hasattr(module, name):
+            raise UnknownInvokeAI(f"expected {name} in {module.__name__}, which ours replaces")
+        setattr(module, name, ours)

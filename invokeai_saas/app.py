@@ -20,7 +20,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
-from invokeai_saas.operating import logs
+from invokeai_saas.operating import collector, logs
 from invokeai_saas.operating.health import Pulse
 from invokeai_saas.operating.install import Operated, install, uvicorn_options
 from invokeai_saas.operating.ports import demand_free_port
@@ -48,6 +48,7 @@ class Server:
 
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
+    collector.pause()
     import uvicorn
 
     logs.configure(settings)
@@ -226,6 +227,7 @@ def _lifespan(upstream: Any, settings: Settings, parts: Parts, pulse: Pulse) -> 
                 state = await running.__aenter__()
             background = _background(settings, parts, pulse)
             background.start()
+            collector.settle()
             try:
                 yield state
             finally:

@@ -135,7 +135,7 @@ def _source(cls: type[BaseInvocation]) -> str:
         return ""
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _classes_with_clues(path: str) -> dict[str, str] | None:
     """Each class of a file by name, None where nothing in the file is a clue. inspect parses a file anew for each of its classes."""
     source = Path(path).read_text(encoding="utf-8")

@@ -26,8 +26,8 @@ class JobDemand:
     """One node that generates. Sides in pixels; `frames` as delivered, 1 for images.
 
     `base` is the family that prices it: an image model's base, or animatediff, svd, z-image-video, hunyuan-video, wan. Where the graph
-    chooses between models while it runs, `other_bases` has the rest: the dearest counts. `times` is how often one run of the graph runs the node,
-    `upper_bound` that a number is a plan's maximum.
+    chooses between models while it runs, `other_bases` has the rest: the dearest counts. `times` is how often one run of the
+    graph runs the node, `upper_bound` that a number is a plan's maximum.
     """
 
     kind: Kind

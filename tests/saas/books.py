@@ -15,7 +15,7 @@ from invokeai_saas.db.database import PostgresDatabase
 DRIFT = """
 SELECT 'grant' AS what, g.credit_id::text AS name FROM credits AS g
 LEFT JOIN (SELECT credit_id, sum(amount) AS amount FROM credit_transactions GROUP BY credit_id) AS ledger USING (credit_id)
-LEFT JOIN (SELECT credit_id, sum(amount) AS amount FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, amount)
+LEFT JOIN (SELECT credit_id, sum(part) AS amount FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, part)
     WHERE state = 'held' GROUP BY credit_id) AS open USING (credit_id)
 WHERE total_credits - consumed_credits - expired_credits - revoked_credits <> COALESCE(ledger.amount, 0)
     OR held_credits <> COALESCE(open.amount, 0)

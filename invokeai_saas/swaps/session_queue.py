@@ -261,6 +261,10 @@ class PostgresSessionQueue(SqliteSessionQueue):
                 self._admission.admit_child(cursor, parent_queue_item)
             return super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
 
+    def enqueue(self, *, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
+        """enqueue_batch() for who is in a thread of their own, and perhaps in a transaction."""
+        return self._enqueue_batch(queue_id, batch, prepend, user_id)
+
     def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """All of the batch or, with QueueFull, nothing. `prepend` is ignored: turns are given by waiting (decision 18)."""
         wanted = calc_session_count(batch)

@@ -19,19 +19,20 @@ from invokeai_saas.credits import pricing, service
 from invokeai_saas.credits.model import JobHold
 from invokeai_saas.credits.pricing import Price
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.errors import SaasError
 from invokeai_saas.jobs.metering import Meter
-from invokeai_saas.jobs.running import STOP_AT_HOLDS, NotHeld, Run
+from invokeai_saas.jobs.running import STOP_AT_HOLDS, NotHeld, Run, Stored
 from invokeai_saas.plans import gate
+from invokeai_saas.plans.batches import demands_of_batch
 from invokeai_saas.plans.catalog import entitlement_of
 from invokeai_saas.plans.demands import Demands, Model
-from invokeai_saas.plans.graph_demands import demands_of, demands_of_batch
-from invokeai_saas.plans.model import Entitlement
+from invokeai_saas.plans.graph_demands import demands_of
+from invokeai_saas.plans.model import Entitlement, Plan
 
 # Models are the same for all; the record says what a model is, never the graph.
 MODEL = "SELECT id, name, base, type FROM models WHERE id = %s"
 IMAGE_SIZE = "SELECT width, height FROM images WHERE image_name = %s"
 STORAGE_USED = "SELECT bytes FROM storage_used WHERE user_id = %s"
-# Locked, so that a chain does not grow while its root is settled.
 HOLD_OF_ROOT = "SELECT 1 FROM credit_holds WHERE item_id = %s AND state = 'held'"
 # What is held for a chain of calls, and how long its other items ran already: they share the price.
 RUN = """
@@ -43,6 +44,15 @@ FROM credit_holds AS hold WHERE hold.item_id = %(root)s
 """
 
 Cursor = psycopg.Cursor[DictRow]
+
+
+class TooManyItems(SaasError):
+    """A batch of so many items that it is not even read."""
+
+    status = 400
+
+    def __init__(self, items: int) -> None:
+        super().__init__(f"expected fewer items in one batch, got {items}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +79,30 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Admission:
-    """`workflow_of` gives a saved workflow as a dict, None where the tenant may not see it."""
+    """`workflow_of` gives a saved workflow as a dict, `latents_size` the size of stored latents in pixels; None: the tenant sees none."""
 
     database: PostgresDatabase
     workflow_of: Callable[[str], Mapping[str, Any] | None]
+    latents_size: Callable[[str], tuple[int, int] | None] = lambda _: None
     factors: pricing.Factors = field(default_factory=lambda: pricing.FACTORS)
 
     def admit(self, cursor: Cursor, user_id: str, batch: Any) -> Admitted:
         """What a batch (InvokeAI's Batch) holds; raises what keeps it out. Works in the user's own context."""
-        wanted = demands_of_batch(batch, **self._stored(cursor))
-        return self._admitted(cursor, user_id, wanted, wanted.items or (wanted,), batch.graph.nodes.values())
+        entitlement = entitlement_of(cursor, user_id)
+        most = None if entitlement.plan is None else entitlement.plan.max_repeats
+        wanted = demands_of_batch(batch, **self._asked(cursor), most_items=most)
+        return self._admitted(entitlement, user_id, wanted, batch.graph.nodes.values())
 
     def admit_again(self, cursor: Cursor, user_id: str, sessions: Mapping[int, str]) -> None:
         """Items that were retried, item_id -> session (JSON): each is gated, priced and held anew, or none."""
         if not sessions:
             return
+        entitlement, asked = entitlement_of(cursor, user_id), self._asked(cursor)
         graphs = [json.loads(session)["graph"] for session in sessions.values()]
-        stored = self._stored(cursor)
-        items = tuple(demands_of(graph, **stored) for graph in graphs)
-        admitted = [self._admitted(cursor, user_id, item, (item,), ()) for item in items]
+        admitted = [self._admitted(entitlement, user_id, demands_of(graph, **asked), ()) for graph in graphs]
         whole = Admitted(
             user_id,
-            admitted[0].entitlement,
+            entitlement,
             tuple(price for each in admitted for price in each.prices),
             tuple(detail for each in admitted for detail in each.details),
         )
@@ -110,23 +122,52 @@ class Admission:
         if held is not None and held["state"] == "held":
             detail = held["detail"] or {}
             limit = STOP_AT_HOLDS * held["amount"] + detail.get("load_seconds", 0) - held["used_seconds"]
-        pins = detail.get("pins", {})
-        return Run(self.database, item.item_id, entitlement, meter, limit, pins, self.workflow_of)
+        return Run(
+            database=self.database,
+            item_id=item.item_id,
+            root_id=item.root_item_id or item.item_id,
+            entitlement=entitlement,
+            meter=meter,
+            limit_seconds=limit,
+            stored=self._stored_now(),
+            jobs_priced=sum(line["times"] for line in detail.get("lines", ())),
+            pins=detail.get("pins", {}),
+        )
 
-    def _stored(self, cursor: Cursor) -> dict[str, Any]:
+    def _asked(self, cursor: Cursor) -> dict[str, Any]:
         """What a graph names and the database holds, as far as this tenant may see it."""
         return {"resolve_workflow": self.workflow_of, "model_base": models_of(cursor), "image_size": sizes_of(cursor)}
 
-    def _admitted(self, cursor: Cursor, user_id: str, wanted: Demands, items: tuple[Demands, ...], nodes: Iterable[Any]) -> Admitted:
-        entitlement, caller = entitlement_of(cursor, user_id), caller_now.get()
+    def _stored_now(self) -> Stored:
+        """The same while it runs, each question in a transaction of its own."""
+
+        def model_of(key: str) -> Model | None:
+            with self.database.postgres() as cursor:
+                return models_of(cursor)(key)
+
+        def image_size(name: str) -> tuple[int, int] | None:
+            with self.database.postgres() as cursor:
+                return sizes_of(cursor)(name)
+
+        return Stored(workflow_of=self.workflow_of, model_of=model_of, image_size=image_size, latents_size=self.latents_size)
+
+    def _admitted(self, entitlement: Entitlement, user_id: str, wanted: Demands, nodes: Iterable[Any]) -> Admitted:
+        caller = caller_now.get()
         gate.check(entitlement, wanted, api_key=caller is not None and caller.kind == "api_key")
         plan = entitlement.plan
         assert plan is not None, "the gate lets nobody pass without a plan"
-        filled = [gate.fill_maxima(item, plan) for item in items]
-        prices = tuple(pricing.price(item, factors=self.factors) for item in filled)
-        kind = action_type(wanted, {node.get_type() for node in nodes})
-        details = tuple(_detail(kind, item, price, plan.slug) for item, price in zip(filled, prices, strict=True))
+        if wanted.runs > 1 and not wanted.items:
+            raise TooManyItems(wanted.runs)
+        # Items that differ in nothing that is priced are one object.
+        items, kind = wanted.items or (wanted,), action_type(wanted, {node.get_type() for node in nodes})
+        priced = {id(item): self._priced(item, plan, kind) for item in items}
+        prices, details = zip(*(priced[id(item)] for item in items), strict=True)
         return Admitted(user_id, entitlement, prices, details)
+
+    def _priced(self, item: Demands, plan: Plan, kind: str) -> tuple[Price, Mapping[str, Any]]:
+        filled = gate.fill_maxima(item, plan)
+        price = pricing.price(filled, factors=self.factors)
+        return price, _detail(kind, filled, price, plan.slug)
 
 
 def models_of(cursor: Cursor) -> Callable[[str], Model | None]:

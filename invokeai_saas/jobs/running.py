@@ -20,12 +20,13 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
 from invokeai_saas.jobs.metering import Meter, meter_now
 from invokeai_saas.plans import gate
+from invokeai_saas.plans.demands import Model
 from invokeai_saas.plans.flatten import CALL, workflow_digest
-from invokeai_saas.plans.graph_demands import real_values
 from invokeai_saas.plans.model import Entitlement
 from invokeai_saas.plans.nodes import RULES
 
 STOP_AT_HOLDS = 2
+PROVIDER_CREDITS_OPEN = "SELECT provider_credits - provider_spent AS open FROM credit_holds WHERE item_id = %s AND state = 'held'"
 
 
 class RanOverPrice(SaasError):
@@ -55,17 +56,42 @@ class WorkflowChanged(SaasError):
         super().__init__(f"expected the workflow {workflow_id!r} as it was when the job was enqueued: enqueue it again")
 
 
-@dataclass(frozen=True)
+class MoreThanPriced(SaasError):
+    """A list that was made while the graph ran is longer than what was held for."""
+
+    status = 400
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"stopped: expected at most {limit} {what} for the price that was held, got one more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What is asked about a node's values: saved workflows, models, sizes of pictures and latents. None for what is not there."""
+
+    workflow_of: Callable[[str], Mapping[str, Any] | None]
+    model_of: Callable[[str], Model | None]
+    image_size: Callable[[str], tuple[int, int] | None]
+    latents_size: Callable[[str], tuple[int, int] | None]
+
+
+@dataclass
 class Run:
-    """One item while this process runs it. `limit_seconds` is what it may still work, None where nothing is held."""
+    """One item while this process runs it. `limit_seconds` is what it may still work, None where nothing is held.
+
+    `jobs_priced` counts how often generating nodes run at most; `pins` are the called workflows that were priced.
+    """
 
     database: PostgresDatabase
     item_id: int
+    root_id: int
     entitlement: Entitlement
     meter: Meter
     limit_seconds: float | None
+    stored: Stored
+    jobs_priced: int = 0
     pins: Mapping[str, str] = field(default_factory=dict)
-    workflow_of: Callable[[str], Mapping[str, Any] | None] = lambda _: None
+    jobs_begun: int = 0
 
     def overrun(self) -> str | None:
         """Why it must stop, if it must."""
@@ -80,12 +106,29 @@ class Run:
             raise NotHeld
         if (worked := self.meter.worked_seconds) > self.limit_seconds:
             raise RanOverPrice(seconds=worked, limit=self.limit_seconds)
-        gate.check_node(self.entitlement, invocation.get_type(), real_values(invocation))
+        self._check_values(invocation)
+        rule = RULES.get(invocation.get_type())
+        if rule is not None and rule.role == "job":
+            self.jobs_begun += 1
+            if self.jobs_begun > self.jobs_priced:
+                raise MoreThanPriced("generations", self.jobs_priced)
         if invocation.get_type() == CALL:
             self._demand_pinned(str(getattr(invocation, "workflow_id", "")))
 
+    def _check_values(self, invocation: BaseInvocation) -> None:
+        values = {name: getattr(invocation, name, None) for name in type(invocation).model_fields}
+        stored = self.stored
+        gate.check_node(
+            self.entitlement,
+            invocation.get_type(),
+            values,
+            model_base=stored.model_of,
+            image_size=stored.image_size,
+            latents_size=stored.latents_size,
+        )
+
     def _demand_pinned(self, workflow_id: str) -> None:
-        workflow = self.workflow_of(workflow_id)
+        workflow = self.stored.workflow_of(workflow_id)
         if workflow is None or self.pins.get(workflow_id) != workflow_digest(workflow):
             raise WorkflowChanged(workflow_id)
 
@@ -93,6 +136,9 @@ class Run:
         """A provider is about to be asked: its price is owed from now on, also when the item is canceled while the provider works."""
         owed = pricing.provider_credits(invocation.get_type(), max(1, int(getattr(invocation, "num_images", 1))))
         with self.database.postgres() as cursor:
+            row = cursor.execute(PROVIDER_CREDITS_OPEN, (self.root_id,)).fetchone()
+            if row is None or row["open"] < owed:
+                raise MoreThanPriced("credits for providers' calls", 0 if row is None else row["open"])
             service.provider_called(cursor, item_id=self.item_id, credits=owed)
 
 

@@ -15,6 +15,10 @@ from invokeai_saas.errors import SaasError
 from invokeai_saas.storage.files import Files
 
 
+# Latents of 32 channels (FLUX.2, taken apart) are an eighth of the picture, those of 48 (Wan 2.2) a sixteenth.
+MOST_CHANNELS_BY_8 = 32
+
+
 class UnknownInvokeAI(SaasError):
     """The installed InvokeAI lacks a place that we replace."""
 
@@ -75,7 +79,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.workflow_thumbnails import StoredWorkflowThumbnails
 
     database, files = parts.database, parts.files
-    admission = Admission(database, workflow_of) if parts.metering else None
+    admission = Admission(database, workflow_of, latents_size) if parts.metering else None
     return {
         "init_db": lambda **_: database,
         "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop),
@@ -114,6 +118,19 @@ def workflow_of(workflow_id: str) -> dict[str, Any] | None:
     except WorkflowNotFoundError:
         return None
     return dict(record.workflow.model_dump())
+
+
+def latents_size(name: str) -> tuple[int, int] | None:
+    """The size in pixels of stored latents, None for what is not there. Autoencoders of many channels shrink by 16, all others by 8."""
+    from invokeai.app.api.dependencies import ApiDependencies
+
+    try:
+        latents = ApiDependencies.invoker.services.tensors.load(name)
+    except Exception:
+        return None
+    channels = latents.shape[1] if latents.dim() > 3 else 1
+    factor = 16 if channels > MOST_CHANNELS_BY_8 else 8
+    return latents.shape[-1] * factor, latents.shape[-2] * factor
 
 
 def take_away(routers: Iterable[Any], routes: Iterable[tuple[str, str]]) -> None:

@@ -29,6 +29,7 @@ _WORKFLOW = '\'{{"name": "n", "description": "d", "meta": {{"category": "user"}}
 _PRESET = "INSERT INTO style_presets (id, name, preset_data, user_id, is_public) VALUES "
 _PROMPT = "INSERT INTO system_prompts (id, name, content, user_id, is_public) VALUES "
 
+_ONCE = "INSERT INTO idempotency_keys (user_id, route, key, body_hash, state, status) VALUES "
 _KEY = "INSERT INTO api_keys (key_id, user_id, key_hash, name, scopes) VALUES "
 
 
@@ -84,6 +85,12 @@ TABLES = {
         "worker_id",
         "worker_id",
         (),
+    ),
+    "idempotency_keys": Table(
+        _ONCE + "('{o}', 'POST /x', 'k', repeat('a', 64), 'done', 200)",
+        "user_id",
+        "status",
+        (_ONCE + "('bob', 'POST /y', 'k', repeat('a', 64), 'done', 200)",),
     ),
     # Filled by the trigger of session_queue.
     "queue_turns": Table("SELECT 1", "user_id", "user_id", ("INSERT INTO queue_turns (user_id) VALUES ('bob2')",)),

@@ -61,6 +61,7 @@ SYSTEM_WORK = {
     "importing/people.py::bring_users": "an import makes accounts",
     "importing/rows.py::bring_rows": "an import brings rows of all users",
     "importing/run.py::count_root": "an operator asks what an import would bring",
+    "web/idempotency.py::forget_old": "keys of all users grow old",
     "jobs/lease.py::claim": "a worker serves every tenant",
     "jobs/lease.py::heartbeat": "a worker serves every tenant",
     "jobs/lease.py::fenced": "a worker serves every tenant",

@@ -19,6 +19,7 @@ CREATE TABLE credits (
     credit_id uuid NOT NULL DEFAULT gen_random_uuid() CONSTRAINT credits_pkey PRIMARY KEY,
     user_id text NOT NULL,
     total_credits credit_amount NOT NULL,
+    available_credits integer NOT NULL,
     held_credits integer NOT NULL DEFAULT 0,
     consumed_credits integer NOT NULL DEFAULT 0,
     expired_credits integer NOT NULL DEFAULT 0,
@@ -31,14 +32,27 @@ CREATE TABLE credits (
     valid_until timestamptz NOT NULL,
     expired_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT credits_never_overdrawn CHECK (LEAST(total_credits - held_credits - consumed_credits - expired_credits - revoked_credits,
-        held_credits - owed_credits, owed_credits, consumed_credits, expired_credits, revoked_credits) >= 0)
+    CONSTRAINT credits_never_overdrawn CHECK (available_credits >= 0)
 -- No index holds a column that a hold changes, and pages have room: a hold's update stays on its page.
 ) WITH (fillfactor = 70);
 CREATE UNIQUE INDEX credits_granted_once ON credits (source, reference_id) WHERE reference_id IS NOT NULL;
 -- Decision 16: soonest to end first, then oldest.
 CREATE INDEX credits_draw_order ON credits (user_id, valid_until, created_at, credit_id);
 CREATE INDEX credits_to_expire ON credits (valid_until) WHERE expired_at IS NULL;
+
+-- Nothing is lost and nothing is made, whoever settles, expires or revokes. A hold, which only moves available to held, pays nothing for it.
+CREATE FUNCTION tg_credits_add_up() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NEW.total_credits <> NEW.available_credits + NEW.held_credits + NEW.consumed_credits + NEW.expired_credits + NEW.revoked_credits
+        OR LEAST(NEW.held_credits, NEW.consumed_credits, NEW.expired_credits, NEW.revoked_credits, NEW.owed_credits) < 0
+        OR NEW.owed_credits > NEW.held_credits OR NEW.valid_until <= NEW.valid_from THEN
+        RAISE EXCEPTION 'expected the parts of grant % to add up to what was granted', NEW.credit_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credits_add_up';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tg_credits_add_up AFTER INSERT OR UPDATE OF total_credits, consumed_credits, expired_credits, revoked_credits, owed_credits
+    ON credits FOR EACH ROW EXECUTE FUNCTION tg_credits_add_up();
 
 -- One per root item, for good. No foreign key: the books outlive the queue.
 CREATE TABLE credit_holds (
@@ -184,7 +198,7 @@ CREATE FUNCTION credits_now() RETURNS timestamptz LANGUAGE sql STABLE RETURN now
 CREATE FUNCTION credits_hold(
     p_user text, p_item bigint[], p_amount integer[], p_provider integer[] DEFAULT '{}', p_tier text[] DEFAULT '{}',
     p_detail jsonb[] DEFAULT '{}'
-) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     item bigint := p_item[1];
     wanted integer := p_amount[1];
@@ -200,12 +214,12 @@ BEGIN
     IF NOT EXISTS (SELECT FROM session_queue WHERE item_id = item AND user_id = p_user AND root_item_id IS NULL) THEN
         RAISE EXCEPTION 'expected the user''s own root items' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    UPDATE credits SET held_credits = held_credits + wanted
+    UPDATE credits SET held_credits = held_credits + wanted, available_credits = available_credits - wanted
     WHERE credit_id = (
         SELECT credit_id FROM credits WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-            AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits > 0
+            AND available_credits > 0
         ORDER BY valid_until, created_at, credit_id LIMIT 1
-    ) AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits >= wanted
+    ) AND available_credits >= wanted
     RETURNING credit_id INTO found_credit;
     IF found_credit IS NULL THEN
         PERFORM credits_hold_across_grants(p_user, p_item, p_amount, p_provider, p_tier, p_detail);
@@ -236,9 +250,9 @@ BEGIN
         RAISE EXCEPTION 'expected an amount for each of the user''s own root items' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     FOR open IN
-        SELECT credit_id, total_credits - held_credits - consumed_credits - expired_credits - revoked_credits AS available FROM credits
+        SELECT credit_id, available_credits AS available FROM credits
         WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-            AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits > 0
+            AND available_credits > 0
         ORDER BY valid_until, created_at, credit_id FOR UPDATE
     LOOP
         ids := ids || open.credit_id;
@@ -250,7 +264,7 @@ BEGIN
         RAISE EXCEPTION 'expected % credits, got %', wanted, had USING ERRCODE = 'check_violation', CONSTRAINT = 'credits_insufficient',
             DETAIL = json_build_object('remaining', had, 'required', wanted)::text;
     END IF;
-    UPDATE credits SET held_credits = held_credits + take.amount
+    UPDATE credits SET held_credits = held_credits + take.amount, available_credits = available_credits - take.amount
     FROM unnest(ids, left_in) AS take (credit_id, amount) WHERE credits.credit_id = take.credit_id;
     FOR number IN 1 .. cardinality(p_item) LOOP
         drawn := '{}';
@@ -427,6 +441,7 @@ BEGIN
     ), moving AS (
         UPDATE credits SET held_credits = held_credits - amount, consumed_credits = consumed_credits + used,
             revoked_credits = revoked_credits + recovered, expired_credits = expired_credits + parts.expired,
+            available_credits = available_credits + amount - used - recovered - parts.expired,
             owed_credits = LEAST(owed_credits - recovered, held_credits - amount)
         FROM parts WHERE credits.credit_id = parts.credit_id
         RETURNING credits.credit_id
@@ -537,8 +552,8 @@ BEGIN
     IF p_until <= credits_now() THEN
         RAISE EXCEPTION 'expected a window that has not ended' USING ERRCODE = 'check_violation', CONSTRAINT = 'credits_window_not_past';
     END IF;
-    INSERT INTO credits (user_id, total_credits, source, reference_id, valid_from, valid_until)
-    VALUES (p_user, p_credits, p_source, p_reference, p_from, p_until)
+    INSERT INTO credits (user_id, total_credits, available_credits, source, reference_id, valid_from, valid_until)
+    VALUES (p_user, p_credits, p_credits, p_source, p_reference, p_from, p_until)
     ON CONFLICT (source, reference_id) WHERE reference_id IS NOT NULL DO NOTHING RETURNING credit_id INTO made;
     IF made IS NULL THEN
         IF NOT EXISTS (SELECT FROM credits WHERE source = p_source AND reference_id = p_reference AND user_id = p_user
@@ -569,12 +584,12 @@ BEGIN
         RETURN;
     END IF;
     first := true;
-    taken := LEAST(p_credits, from_grant.total_credits - from_grant.held_credits - from_grant.consumed_credits
-        - from_grant.expired_credits - from_grant.revoked_credits);
+    taken := LEAST(p_credits, from_grant.available_credits);
     owed := LEAST(p_credits - taken, from_grant.held_credits - from_grant.owed_credits);
     INSERT INTO credit_take_backs (reference_id, user_id, credit_id, asked, taken, owed, reason)
     VALUES (p_key, p_user, from_grant.credit_id, p_credits, taken, owed, p_reason);
-    UPDATE credits SET revoked_credits = revoked_credits + credits_take_back.taken, owed_credits = owed_credits + credits_take_back.owed
+    UPDATE credits SET available_credits = available_credits - credits_take_back.taken,
+        revoked_credits = revoked_credits + credits_take_back.taken, owed_credits = owed_credits + credits_take_back.owed
     WHERE credit_id = from_grant.credit_id;
     IF taken > 0 THEN
         INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description, reference_id)
@@ -597,7 +612,8 @@ BEGIN
     UPDATE credit_take_backs SET undone_at = clock_timestamp() WHERE reference_id = p_key;
     UPDATE credits SET revoked_credits = revoked_credits - undone.taken - undone.recovered,
         owed_credits = GREATEST(0, owed_credits - (undone.owed - undone.recovered)),
-        expired_credits = expired_credits + CASE WHEN valid_until <= credits_now() THEN undone.taken + undone.recovered ELSE 0 END
+        expired_credits = expired_credits + CASE WHEN valid_until <= credits_now() THEN undone.taken + undone.recovered ELSE 0 END,
+        available_credits = available_credits + CASE WHEN valid_until <= credits_now() THEN 0 ELSE undone.taken + undone.recovered END
     WHERE credit_id = undone.credit_id RETURNING valid_until <= credits_now() INTO ended;
     IF undone.taken + undone.recovered > 0 THEN
         INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description, reference_id)
@@ -615,13 +631,14 @@ DECLARE
     missing integer := p_credits;
 BEGIN
     FOR open IN
-        SELECT credit_id, total_credits - held_credits - consumed_credits - expired_credits - revoked_credits AS available FROM credits
+        SELECT credit_id, available_credits AS available FROM credits
         WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-            AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits > 0
+            AND available_credits > 0
         ORDER BY valid_until, created_at, credit_id FOR UPDATE
     LOOP
         EXIT WHEN missing = 0;
-        UPDATE credits SET revoked_credits = revoked_credits + LEAST(missing, open.available) WHERE credit_id = open.credit_id;
+        UPDATE credits SET revoked_credits = revoked_credits + LEAST(missing, open.available),
+            available_credits = available_credits - LEAST(missing, open.available) WHERE credit_id = open.credit_id;
         INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description, reference_id)
         VALUES (p_user, open.credit_id, -LEAST(missing, open.available), 'admin_grant', p_description, p_reference);
         missing := missing - LEAST(missing, open.available);
@@ -639,11 +656,11 @@ DECLARE
     lines integer;
 BEGIN
     WITH due AS (
-        SELECT credit_id, total_credits - held_credits - consumed_credits - expired_credits - revoked_credits AS rest FROM credits
+        SELECT credit_id, available_credits AS rest FROM credits
         WHERE expired_at IS NULL AND valid_until <= credits_now() ORDER BY user_id, valid_until, created_at, credit_id LIMIT 1000
         FOR UPDATE SKIP LOCKED
     ), ended AS (
-        UPDATE credits SET expired_credits = expired_credits + rest, expired_at = credits_now() FROM due
+        UPDATE credits SET available_credits = 0, expired_credits = expired_credits + rest, expired_at = credits_now() FROM due
         WHERE credits.credit_id = due.credit_id RETURNING credits.user_id, credits.credit_id, rest
     )
     INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description)

@@ -19,7 +19,8 @@ LEFT JOIN (SELECT credit_id, sum(part) AS amount FROM credit_holds, unnest(drawn
     WHERE state = 'held' GROUP BY credit_id) AS open USING (credit_id)
 WHERE total_credits - consumed_credits - expired_credits - revoked_credits <> COALESCE(ledger.amount, 0)
     OR held_credits <> COALESCE(open.amount, 0)
-    OR total_credits - held_credits - consumed_credits - expired_credits - revoked_credits < 0
+    OR total_credits <> available_credits + held_credits + consumed_credits + expired_credits + revoked_credits
+    OR LEAST(available_credits, held_credits, consumed_credits, expired_credits, revoked_credits, owed_credits) < 0
 UNION ALL
 SELECT 'hold', item_id::text FROM credit_holds WHERE amount <> (SELECT sum(part) FROM unnest(drawn_amounts) AS part)
     OR (state = 'held' AND NOT EXISTS (SELECT FROM session_queue AS item

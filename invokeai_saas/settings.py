@@ -68,10 +68,13 @@ class Settings(BaseSettings):
         validation_alias="STRIPE_SECRET_KEY",
         description="Stripe's secret or restricted key. Without: nothing is sold, and the pages of billing say so.",
     )
-    stripe_webhook_secret: SecretStr | None = Field(
-        default=None,
+    stripe_webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
         validation_alias="STRIPE_WEBHOOK_SECRET",
         description="What the webhook endpoint signs with (whsec_...); several with commas between while one is replaced.",
+    )
+    stripe_currency: Annotated[str, Field(pattern="^[a-z]{3}$")] = Field(
+        default="usd", validation_alias="STRIPE_CURRENCY", description="Of prices and packs, three lower-case letters."
     )
     stripe_account: str | None = Field(
         default=None, validation_alias="STRIPE_ACCOUNT", description="acct_...: events of other accounts are refused."
@@ -79,8 +82,10 @@ class Settings(BaseSettings):
     stripe_api_base: str | None = Field(
         default=None, validation_alias="STRIPE_API_BASE", description="Another address of Stripe's API: a proxy, or a double in tests."
     )
-    billing_grace_days: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=7, description="How long an unpaid subscription goes on before it is suspended."
+    grace_days: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=7,
+        validation_alias="SAAS_BILLING_GRACE_DAYS",
+        description="How long an unpaid subscription goes on before it is suspended.",
     )
     sharing: bool = Field(default=False, description="Shared and public boards, workflows and presets cross users (decision 21).")
 
@@ -173,7 +178,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stripe_is_whole(self) -> "Settings":
-        if (self.stripe_secret_key is None) != (self.stripe_webhook_secret is None):
+        if (self.stripe_secret_key is None) != (not self.stripe_webhook_secret):
             raise ValueError("STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET: expected both or neither")
         return self
 
@@ -199,7 +204,7 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with https:// or http://")
         return value.rstrip("/")
 
-    @field_validator("cors_origins", "trusted_proxies", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value

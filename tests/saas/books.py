@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 from saas.people import rows
-from saas.rows import add_items
 
 from invokeai_saas.credits import service
 from invokeai_saas.credits.model import Balance, JobHold
@@ -80,6 +80,24 @@ def end(database: PostgresDatabase, item_id: int, status: str, *, error: str | N
     rows(database, "UPDATE session_queue SET status = %s, error_type = %s WHERE item_id = %s", status, error, item_id)
 
 
+def picture(database: PostgresDatabase, item_id: int, *, kind: str = "image", intermediate: int = 0) -> None:
+    """Something that the item saved."""
+    columns = f"{kind}_name, {kind}_origin, {kind}_category, width, height, user_id, session_id, is_intermediate"
+    rows(
+        database,
+        f"INSERT INTO {kind}s ({columns}) SELECT gen_random_uuid()::text, 'internal', 'general', 1, 1, user_id, session_id, %s"
+        " FROM session_queue WHERE item_id = %s",
+        intermediate,
+        item_id,
+    )
+
+
+def as_owner(dsn: str, statement: str) -> None:
+    """What no role of ours may do."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
 def settled(database: PostgresDatabase, item_id: int) -> tuple[str, int, str | None]:
     """State, credits charged and reason of an item's hold."""
     row = rows(database, "SELECT state, captured, reason FROM credit_holds WHERE item_id = %s", item_id)[0]
@@ -99,5 +117,3 @@ def drift(database: PostgresDatabase) -> list[dict[str, Any]]:
     """What is wrong, by a sum that shares nothing with the code under test."""
     return rows(database, DRIFT)
 
-
-__all__ = ["add_items", "balance", "drift", "end", "give", "hold", "new_item", "remaining", "run", "settled"]

@@ -17,6 +17,8 @@ ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mai
 SYSTEM_ONLY |= ACCOUNT_SECRETS | {"rate_limits", "address_marks"}
 # 0008_import.sql: everybody's ids.
 SYSTEM_ONLY |= {"imported"}
+# 0012_admission.sql: which letters were written.
+SYSTEM_ONLY |= {"low_balance_letters"}
 # Runs as its owner, with the owner's policies: each one is looked at before it is added.
 DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video", "storage_announce", "storage_count", "storage_purge"}
 # No policy lets a tenant do it, and no grant either.

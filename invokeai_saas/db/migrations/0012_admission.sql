@@ -40,3 +40,14 @@ CREATE POLICY idempotency_keys_update ON idempotency_keys FOR UPDATE TO invokeai
     WITH CHECK (user_id = (SELECT app_user_id()));
 CREATE POLICY idempotency_keys_delete ON idempotency_keys FOR DELETE TO invokeai_app
     USING (user_id = (SELECT app_user_id()));
+
+-- Who was told that their credits run low, until they have enough again. System work only: no grant and no policy for tenants.
+CREATE TABLE low_balance_letters (
+    user_id text NOT NULL CONSTRAINT low_balance_letters_pkey PRIMARY KEY
+        CONSTRAINT low_balance_letters_user_id_fkey REFERENCES users (user_id) ON DELETE CASCADE,
+    told_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+ALTER TABLE low_balance_letters ENABLE ROW LEVEL SECURITY;
+ALTER TABLE low_balance_letters FORCE ROW LEVEL SECURITY;
+CREATE POLICY low_balance_letters_system ON low_balance_letters TO invokeai_system USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, DELETE ON low_balance_letters TO invokeai_system;

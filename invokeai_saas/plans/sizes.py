@@ -87,9 +87,9 @@ class Sizes:
 
     def _scaled(self, node: FlatNode, rule: Rule, size: Size) -> Size:
         factor = self.number(node.path, rule.factor) if isinstance(rule.factor, str) else rule.factor
-        if factor is None or None in size:
+        if factor is None:
             return UNKNOWN
-        width, height = (int(side * factor) for side in size if side is not None)
+        width, height = (None if side is None else int(side * factor) for side in size)
         return width, height
 
     def _boxed(self, node: FlatNode) -> Size:

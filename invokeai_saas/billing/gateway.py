@@ -54,30 +54,30 @@ class Gateway:
         """Every subscription that the customer has or had."""
         wanted: Any = {"customer": customer, "status": "all", "limit": PAGE, "expand": ["data.latest_invoice"]}
         with self._translated():
-            return [facts.subscription(each) for each in self._v1.subscriptions.list(wanted).auto_paging_iter()]
+            return [facts.subscription(each.to_dict()) for each in self._v1.subscriptions.list(wanted).auto_paging_iter()]
 
     def invoice(self, name: str) -> InvoiceFacts:
         """An invoice as it is now."""
         with self._translated():
-            return facts.invoice(self._v1.invoices.retrieve(name, {"expand": ["payments"]}))
+            return facts.invoice(self._v1.invoices.retrieve(name, {"expand": ["payments"]}).to_dict())
 
     def invoices(self, customer: str) -> list[InvoiceFacts]:
         """Every invoice of the customer but drafts."""
         wanted: Any = {"customer": customer, "limit": PAGE, "expand": ["data.payments"]}
         with self._translated():
             found = self._v1.invoices.list(wanted).auto_paging_iter()
-            return [facts.invoice(each) for each in found if each["status"] != "draft"]
+            return [facts.invoice(each.to_dict()) for each in found if each["status"] != "draft"]
 
     def payment(self, name: str) -> PaymentFacts:
         """A payment as it is now, with what it paid and what went back of it."""
         with self._translated():
-            return self._payment(self._v1.payment_intents.retrieve(name, {"expand": ["latest_charge"]}))
+            return self._payment(self._v1.payment_intents.retrieve(name, {"expand": ["latest_charge"]}).to_dict())
 
     def payments(self, customer: str) -> list[PaymentFacts]:
         """Every payment that the customer made or tried."""
         wanted: Any = {"customer": customer, "limit": PAGE, "expand": ["data.latest_charge"]}
         with self._translated():
-            return [self._payment(each) for each in self._v1.payment_intents.list(wanted).auto_paging_iter()]
+            return [self._payment(each.to_dict()) for each in self._v1.payment_intents.list(wanted).auto_paging_iter()]
 
     def session_payment(self, name: str) -> str | None:
         """The PaymentIntent of a checkout, None for a subscription's."""
@@ -89,18 +89,21 @@ class Gateway:
         """What happened since, newest first; Stripe remembers 30 days."""
         wanted: Any = {"created": {"gte": int(since.timestamp())}, "types": list(EVENT_TYPES), "limit": PAGE}
         with self._translated():
-            yield from self._v1.events.list(wanted).auto_paging_iter()
+            for event in self._v1.events.list(wanted).auto_paging_iter():
+                yield event.to_dict()
 
     def _payment(self, made: Any) -> PaymentFacts:
         charge, paid, refunds, disputes = made["latest_charge"], None, [], []
         if "pack" not in made["metadata"] and made["status"] == "succeeded":
             asked: Any = {"payment": {"type": "payment_intent", "payment_intent": made["id"]}}
-            found = self._v1.invoice_payments.list(asked).data
-            paid = self.invoice(str(facts.id_of(found[0]["invoice"]))) if found else None
+            paying = self._v1.invoice_payments.list(asked).data
+            paid = self.invoice(str(facts.id_of(paying[0]["invoice"]))) if paying else None
         if charge is not None and charge["amount_refunded"]:
-            refunds = list(self._v1.refunds.list({"payment_intent": made["id"], "limit": PAGE}).auto_paging_iter())
+            found = self._v1.refunds.list({"payment_intent": made["id"], "limit": PAGE})
+            refunds = [each.to_dict() for each in found.auto_paging_iter()]
         if charge is not None and charge["disputed"]:
-            disputes = list(self._v1.disputes.list({"payment_intent": made["id"], "limit": PAGE}).auto_paging_iter())
+            listed = self._v1.disputes.list({"payment_intent": made["id"], "limit": PAGE})
+            disputes = [each.to_dict() for each in listed.auto_paging_iter()]
         return facts.payment(made, paid=paid, refunds=refunds, disputes=disputes)
 
     # requests

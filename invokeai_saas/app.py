@@ -201,7 +201,6 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.accounts import admin_api, api, stock_api
     from invokeai_saas.admin.api import dashboards_router
     from invokeai_saas.billing import api as billing_api
-    from invokeai_saas.credits import api as credits_api
     from invokeai_saas.jobs.api import queue_router
     from invokeai_saas.plans import api as plans_api
     from invokeai_saas.storage.api import files_router
@@ -213,7 +212,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
+    for router in (*ours, plans_api.plans_router, plans_api.admin_plans_router, *billing_api.ROUTERS, dashboards_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)

@@ -52,11 +52,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from invokeai_saas.accounts import commands as accounts
-<<<<<<< HEAD
     from invokeai_saas.billing import commands as billing
-=======
     from invokeai_saas.credits import commands as credits
->>>>>>> i6-credits
     from invokeai_saas.db import commands as database
     from invokeai_saas.importing import commands as importing
     from invokeai_saas.operating import commands as operating
@@ -65,12 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     start = commands.add_parser("serve", help="start the server", description="Start the server; settings come from the environment.")
     start.set_defaults(func=_serve)
-<<<<<<< HEAD
-    for add_commands in (database.add_commands, importing.add_commands, accounts.add_commands, billing.add_commands, operating.add_commands):
-=======
-    for add_commands in (database.add_commands, importing.add_commands, accounts.add_commands, credits.add_commands, operating.add_commands):
->>>>>>> i6-credits
-        add_commands(commands)
+    for domain in (database, importing, accounts, billing, credits, operating):
+        domain.add_commands(commands)
     return parser
 
 

@@ -47,3 +47,6 @@ def change_plan(plan_id: UUID, body: PlanUpdate, caller: Caller, request: Reques
     """Change some fields; who is on the plan gets the new limits at once."""
     changed = catalog.change(web_of(request).accounts, caller, plan_id, body.values())
     return AdminPlanDTO.of(changed)
+
+
+ROUTERS = (plans_router, admin_plans_router)

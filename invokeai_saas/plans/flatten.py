@@ -56,7 +56,7 @@ class FlatNode:
 
     path: str
     type: str
-    cls: type[Any]
+    cls: Any
     values: Values
     caller: str | None = None
 

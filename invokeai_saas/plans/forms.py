@@ -66,7 +66,8 @@ class PlanCreate(_Limits):
 
     def values(self) -> dict[str, Any]:
         """All the fields."""
-        return self.model_dump()
+        values: dict[str, Any] = self.model_dump()
+        return values
 
 
 class PlanUpdate(_Limits):
@@ -82,7 +83,8 @@ class PlanUpdate(_Limits):
 
     def values(self) -> dict[str, Any]:
         """The fields that were sent."""
-        return self.model_dump(exclude_unset=True)
+        values: dict[str, Any] = self.model_dump(exclude_unset=True)
+        return values
 
 
 class PlanDTO(BaseModel):
@@ -123,7 +125,8 @@ class PlanDTO(BaseModel):
     @classmethod
     def of(cls, plan: Plan) -> Self:
         """From a plan as stored."""
-        return cls.model_validate(plan)
+        shown: Self = cls.model_validate(plan)
+        return shown
 
 
 class AdminPlanDTO(PlanDTO):

@@ -94,7 +94,8 @@ def _refusals(plan: Plan, levels: Mapping[str, str], demands: Demands, *, api_ke
     """All of them, in the order in which they count."""
     yield from _features(plan, demands, api_key=api_key)
     yield from _readable(demands)
-    for sized in (*demands.jobs, *demands.sizes):
+    all_sized: tuple[Sized, ...] = (*demands.jobs, *demands.sizes)
+    for sized in all_sized:
         yield from _frames(plan, sized)
         yield from _sides(plan, sized)
     for call in demands.provider_calls:

@@ -111,7 +111,8 @@ class _Reader:
         width, height = self._sizes.size(node.path)
         frames = self._sizes.whole(node.path, rule.frames) if rule.frames else 1
         return SizeDemand(
-            kind=rule.kind,
+            # A conditioning picture of more than one frame is for a clip.
+            kind=rule.kind if frames == 1 else "video",
             node_type=node.type,
             node_path=node.path,
             width=width,
@@ -147,9 +148,9 @@ class _Reader:
         if rule.width is None or rule.kind == "video" or width is None or height is None:
             return width, height
         for name in ("latents", "noise"):
-            given = self._sizes.of_input(node.path, name)
-            if given[0] is not None and given[1] is not None and given[0] * given[1] > width * height:
-                width, height = given
+            across, down = self._sizes.of_input(node.path, name)
+            if across is not None and down is not None and across * down > width * height:
+                width, height = across, down
         return width, height
 
     def _steps(self, node: FlatNode, rule: Rule) -> int | None:

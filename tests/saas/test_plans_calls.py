@@ -6,6 +6,7 @@ from invokeai.app.invocations.fields import ImageField, InputField, LatentsField
 from invokeai.app.invocations.model import ModelIdentifierField
 from invokeai.app.invocations.primitives import IntegerOutput, LatentsOutput
 from invokeai.app.services.session_queue.session_queue_common import create_session_nfv_tuples
+from pydantic import ValidationError
 from saas.plan_graphs import EXPOSE, MODELS, STILL_EDGES, batch, graph, model, read, still, still_nodes, workflow
 from saas.stock_nodes import nodes_put_back
 
@@ -104,8 +105,9 @@ def test_a_call_behind_an_iterate_runs_its_workflow_as_often():
     made = graph(
         {"id": "list", "type": "range_of_size", "size": 9},
         {"id": "each", "type": "iterate"},
+        {"id": "seed", "type": "integer"},
         call(),
-        edges=("list.collection > each.collection", f"each.item > call.{EXPOSE}noise::seed"),
+        edges=("list.collection > each.collection", "each.item > seed.value", f"seed.value > call.{EXPOSE}noise::seed"),
     )
     found = read(made, {"w": flux_workflow()})
 
@@ -125,8 +127,9 @@ def test_iterations_outside_and_inside_of_nested_calls_multiply():
     made = graph(
         {"id": "list", "type": "integer_collection", "collection": [1, 2, 3]},
         {"id": "each", "type": "iterate"},
+        {"id": "one", "type": "integer"},
         call("between"),
-        edges=("list.collection > each.collection", f"each.item > call.{EXPOSE}n::value"),
+        edges=("list.collection > each.collection", "each.item > one.value", f"one.value > call.{EXPOSE}n::value"),
     )
 
     assert read(made, {"between": between, "loop": looped}).jobs[0].times == 15
@@ -201,12 +204,9 @@ def test_items_that_differ_in_seeds_and_prompts_only_are_read_once():
     assert (len(found.items), len({id(item) for item in found.items}), len(found.jobs)) == (1500, 1, 1)
 
 
-def test_a_model_in_a_batch_is_found():
-    made = batch(still("sd-1"), [("loader.model", [ModelIdentifierField(**model(key, "sd-1")) for key in ("sd-1", "flux")])])
-    found = read(made)
-
-    assert [item.jobs[0].base for item in found.items] == ["sd-1", "flux"]
-    assert {each.base for each in found.models} == {"sd-1", "flux"}
+def test_invokeais_batches_take_no_models():
+    with pytest.raises(ValidationError, match="valid string"):
+        batch(still("sd-1"), [("loader.model", [ModelIdentifierField(**model("flux", "sd-1"))])])
 
 
 def test_a_called_workflow_in_a_batch_is_found_and_so_is_what_is_read_because_of_it():

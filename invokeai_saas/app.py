@@ -7,7 +7,7 @@
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -212,7 +212,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, plans_api.plans_router, plans_api.admin_plans_router, *billing_api.ROUTERS, dashboards_router):
+    for router in (*ours, *plans_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -309,6 +309,11 @@ def _access_changed(change: AccessChange) -> None:
     services.events.emit_user_access_changed(
         user_id=change.user_id, is_admin=change.is_admin, is_active=change.is_active, token_epoch=change.token_epoch
     )
+
+
+def _tell(user_id: str, event: str, data: Mapping[str, Any]) -> None:
+    """To the user's open pages, after the commit."""
+    _services().events.tell(user_id, event, data)
 
 
 def _forget_zips(user_id: str) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 from invokeai.app.invocations.baseinvocation import BaseInvocation, InvocationContext, invocation
+from invokeai.app.invocations.fields import InputField
 from invokeai.app.invocations.primitives import IntegerOutput
 from invokeai.app.services.session_processor.session_processor_default import DefaultSessionRunner
 from invokeai.app.services.session_queue.session_queue_common import Batch
@@ -108,7 +109,7 @@ def test_invokeais_loads_are_off_the_clock(cls, name, monkeypatch):
 class SizedInvocation(BaseInvocation):
     """Hands out a number that nobody could know before."""
 
-    value: int = 0
+    value: int = InputField(default=0, description="What is handed out.")
 
     def invoke(self, context: InvocationContext) -> IntegerOutput:
         return IntegerOutput(value=self.value)
@@ -147,7 +148,8 @@ def server(database, ann):
     made = Server(database)
     yield made
     STEPS["go_on"].set()
-    made.processor.stop()
+    if made.processor._workers:
+        made.processor.stop()
 
 
 def steps() -> Graph:

@@ -1,8 +1,8 @@
 """What a hold of credits costs: 32 connections that hold, against 32 that insert one bare row each, on one server, in alternating blocks.
 
 Both commit each of their transactions (fsync on), send it in one message through the same driver and prepare nothing. The hold is a
-tenant's: its role and context are entered in the transaction, policies apply, the queue's item is looked up, a grant of one of many users is
-updated, the hold is inserted. Prints transactions/s, p50, p95, p99 of each and the ratio (bound: 0.5); then, without bound, the same for one
+tenant's: the connection has the tenants' role, as the pool's have, the transaction enters the user's context, policies apply, the grant of
+one of many users is updated, the hold is inserted. Prints transactions/s, p50, p95, p99 of each and the ratio (bound: 0.5); then, without bound, the same for one
 user whose holds all wait for one row, and for users who draw from ten grants.
 
     python benchmarks/saas_credits.py [--rounds 5] [--seconds 3] [--connections 32]
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import random
 import statistics
 import sys
 import tempfile
@@ -28,10 +27,8 @@ from psycopg.pq import ExecStatus
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from invokeai_saas.db.database import BEGIN  # noqa: E402
 from invokeai_saas.db.embedded import start_embedded, stop_embedded  # noqa: E402
 from invokeai_saas.db.migrate import migrate  # noqa: E402
-from invokeai_saas.db.tenancy import Context  # noqa: E402
 
 BOUND = 0.5
 USERS = 1000
@@ -58,13 +55,10 @@ def bare_commands(start: int) -> Commands:
 
 
 def hold_commands(items: list[tuple[int, str]]) -> Commands:
-    """Each queue item's hold, as its owner, whole."""
+    """Each queue item's hold, as its owner, whole: the context is entered and left with the statement, the connection has the tenants' role."""
     for item, user in items:
-        yield (
-            BEGIN
-            + Context(user_id=user).enter_sql(sharing=False)
-            + b"; SELECT credits_hold('%s', '{%d}', '{25}'); COMMIT" % (user.encode(), item)
-        )
+        name = user.encode()
+        yield b"SELECT set_config('app.current_user_id', '%s', true), credits_hold('%s', '{%d}', '{25}')" % (name, name, item)
 
 
 def _client(dsn: str, options: str, commands: Commands, gate: Any, seconds: float, taken: list[float]) -> None:
@@ -134,7 +128,6 @@ class Bench:
         self._owner.execute(GRANTS, {"users": users, "parts": parts, "credits": credits})
         count = blocks * self._per_block
         self._items = self._owner.execute(ITEMS, {"users": users, "count": count}).fetchall()
-        random.Random(1).shuffle(self._items)
         for table in ("session_queue", "credits", "credit_holds"):
             self._owner.execute(f"VACUUM ANALYZE {table}".encode())
 

@@ -53,6 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from invokeai_saas.accounts import commands as accounts
     from invokeai_saas.billing import commands as billing
+    from invokeai_saas.credits import commands as credits
     from invokeai_saas.db import commands as database
     from invokeai_saas.importing import commands as importing
     from invokeai_saas.operating import commands as operating
@@ -61,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     start = commands.add_parser("serve", help="start the server", description="Start the server; settings come from the environment.")
     start.set_defaults(func=_serve)
-    for add_commands in (database.add_commands, importing.add_commands, accounts.add_commands, billing.add_commands, operating.add_commands):
+    domains = (database, importing, accounts, credits, billing, operating)
+    for add_commands in (domain.add_commands for domain in domains):
         add_commands(commands)
     return parser
 

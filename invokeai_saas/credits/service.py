@@ -175,7 +175,7 @@ def _error_of(error: psycopg.errors.IntegrityError) -> Exception:
         return NoSuchGrant("expected a grant with this reference, got none")
     if name == "credits_reference_means_one_grant":
         return GrantConflict(str(error.diag.message_primary))
-    if name in ("credits_window_not_past", "credits_window_runs_forward", "credits_total_in_bounds"):
+    if name in ("credits_window_not_past", "credits_window_runs_forward", "credits_add_up", "credits_amount_in_bounds"):
         return BadCredits(str(error.diag.message_primary))
     return error
 

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 from saas.people import rows
-from saas.rows import add_items
 
 from invokeai_saas.credits import service
 from invokeai_saas.credits.model import Balance, JobHold
@@ -15,11 +15,12 @@ from invokeai_saas.db.database import PostgresDatabase
 DRIFT = """
 SELECT 'grant' AS what, g.credit_id::text AS name FROM credits AS g
 LEFT JOIN (SELECT credit_id, sum(amount) AS amount FROM credit_transactions GROUP BY credit_id) AS ledger USING (credit_id)
-LEFT JOIN (SELECT credit_id, sum(amount) AS amount FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, amount)
+LEFT JOIN (SELECT credit_id, sum(part) AS amount FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, part)
     WHERE state = 'held' GROUP BY credit_id) AS open USING (credit_id)
 WHERE total_credits - consumed_credits - expired_credits - revoked_credits <> COALESCE(ledger.amount, 0)
     OR held_credits <> COALESCE(open.amount, 0)
-    OR total_credits - held_credits - consumed_credits - expired_credits - revoked_credits < 0
+    OR total_credits <> available_credits + held_credits + consumed_credits + expired_credits + revoked_credits
+    OR LEAST(available_credits, held_credits, consumed_credits, expired_credits, revoked_credits, owed_credits) < 0
 UNION ALL
 SELECT 'hold', item_id::text FROM credit_holds WHERE amount <> (SELECT sum(part) FROM unnest(drawn_amounts) AS part)
     OR (state = 'held' AND NOT EXISTS (SELECT FROM session_queue AS item
@@ -79,6 +80,24 @@ def end(database: PostgresDatabase, item_id: int, status: str, *, error: str | N
     rows(database, "UPDATE session_queue SET status = %s, error_type = %s WHERE item_id = %s", status, error, item_id)
 
 
+def picture(database: PostgresDatabase, item_id: int, *, kind: str = "image", intermediate: int = 0) -> None:
+    """Something that the item saved."""
+    columns = f"{kind}_name, {kind}_origin, {kind}_category, width, height, user_id, session_id, is_intermediate"
+    rows(
+        database,
+        f"INSERT INTO {kind}s ({columns}) SELECT gen_random_uuid()::text, 'internal', 'general', 1, 1, user_id, session_id, %s"
+        " FROM session_queue WHERE item_id = %s",
+        intermediate,
+        item_id,
+    )
+
+
+def as_owner(dsn: str, statement: str) -> None:
+    """What no role of ours may do."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
 def settled(database: PostgresDatabase, item_id: int) -> tuple[str, int, str | None]:
     """State, credits charged and reason of an item's hold."""
     row = rows(database, "SELECT state, captured, reason FROM credit_holds WHERE item_id = %s", item_id)[0]
@@ -98,5 +117,3 @@ def drift(database: PostgresDatabase) -> list[dict[str, Any]]:
     """What is wrong, by a sum that shares nothing with the code under test."""
     return rows(database, DRIFT)
 
-
-__all__ = ["add_items", "balance", "drift", "end", "give", "hold", "new_item", "remaining", "run", "settled"]

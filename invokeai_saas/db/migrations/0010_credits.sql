@@ -9,28 +9,30 @@
 --
 -- Who locks: grants of one user in the order of drawing, everywhere; a settlement locks item, attempts, hold, grants.
 
+-- Bounds of single columns are domains: Postgres checks them when a column is written, and parses a table's CHECKs at every statement.
+CREATE DOMAIN credit_amount AS integer CONSTRAINT credits_amount_in_bounds CHECK (VALUE BETWEEN 1 AND 10000000);
+CREATE DOMAIN credit_source AS text CONSTRAINT credits_source_is_known
+    CHECK (VALUE IN ('subscription', 'purchase', 'admin_grant', 'promotion', 'trial'));
+CREATE DOMAIN credit_hold_state AS text CONSTRAINT credit_holds_state_is_known CHECK (VALUE IN ('held', 'captured', 'released'));
+
 CREATE TABLE credits (
     credit_id uuid NOT NULL DEFAULT gen_random_uuid() CONSTRAINT credits_pkey PRIMARY KEY,
     user_id text NOT NULL,
-    total_credits integer NOT NULL CONSTRAINT credits_total_in_bounds CHECK (total_credits BETWEEN 1 AND 10000000),
+    total_credits credit_amount NOT NULL,
+    available_credits integer NOT NULL,
     held_credits integer NOT NULL DEFAULT 0,
     consumed_credits integer NOT NULL DEFAULT 0,
     expired_credits integer NOT NULL DEFAULT 0,
     revoked_credits integer NOT NULL DEFAULT 0,
     -- Taken back while it was held for a job: what the job leaves of it is revoked and not given back.
     owed_credits integer NOT NULL DEFAULT 0,
-    source text NOT NULL CONSTRAINT credits_source_is_known
-        CHECK (source IN ('subscription', 'purchase', 'admin_grant', 'promotion', 'trial')),
+    source credit_source NOT NULL,
     reference_id text,
     valid_from timestamptz NOT NULL,
     valid_until timestamptz NOT NULL,
     expired_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT credits_window_runs_forward CHECK (valid_until > valid_from),
-    CONSTRAINT credits_counts_not_negative CHECK (LEAST(held_credits, consumed_credits, expired_credits, revoked_credits, owed_credits) >= 0),
-    CONSTRAINT credits_never_overdrawn
-        CHECK (total_credits - held_credits - consumed_credits - expired_credits - revoked_credits >= 0),
-    CONSTRAINT credits_owes_only_what_is_held CHECK (owed_credits <= held_credits)
+    CONSTRAINT credits_never_overdrawn CHECK (available_credits >= 0)
 -- No index holds a column that a hold changes, and pages have room: a hold's update stays on its page.
 ) WITH (fillfactor = 70);
 CREATE UNIQUE INDEX credits_granted_once ON credits (source, reference_id) WHERE reference_id IS NOT NULL;
@@ -38,17 +40,31 @@ CREATE UNIQUE INDEX credits_granted_once ON credits (source, reference_id) WHERE
 CREATE INDEX credits_draw_order ON credits (user_id, valid_until, created_at, credit_id);
 CREATE INDEX credits_to_expire ON credits (valid_until) WHERE expired_at IS NULL;
 
+-- Nothing is lost and nothing is made, whoever settles, expires or revokes. A hold, which only moves available to held, pays nothing for it.
+CREATE FUNCTION tg_credits_add_up() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NEW.total_credits <> NEW.available_credits + NEW.held_credits + NEW.consumed_credits + NEW.expired_credits + NEW.revoked_credits
+        OR LEAST(NEW.held_credits, NEW.consumed_credits, NEW.expired_credits, NEW.revoked_credits, NEW.owed_credits) < 0
+        OR NEW.owed_credits > NEW.held_credits OR NEW.valid_until <= NEW.valid_from THEN
+        RAISE EXCEPTION 'expected the parts of grant % to add up to what was granted', NEW.credit_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credits_add_up';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tg_credits_add_up AFTER INSERT OR UPDATE OF total_credits, consumed_credits, expired_credits, revoked_credits, owed_credits
+    ON credits FOR EACH ROW EXECUTE FUNCTION tg_credits_add_up();
+
 -- One per root item, for good. No foreign key: the books outlive the queue.
 CREATE TABLE credit_holds (
     item_id bigint NOT NULL CONSTRAINT credit_holds_pkey PRIMARY KEY,
     user_id text NOT NULL,
-    amount integer NOT NULL CONSTRAINT credit_holds_amount_in_bounds CHECK (amount BETWEEN 1 AND 10000000),
+    amount credit_amount NOT NULL,
     -- The part of `amount` that external providers charge, whatever the seconds; and how much of it their calls came to by now.
     provider_credits integer NOT NULL DEFAULT 0,
     provider_spent integer NOT NULL DEFAULT 0,
     gpu_tier text,
     detail jsonb,
-    state text NOT NULL DEFAULT 'held' CONSTRAINT credit_holds_state_is_known CHECK (state IN ('held', 'captured', 'released')),
+    state credit_hold_state NOT NULL DEFAULT 'held',
     drawn uuid[] NOT NULL,
     drawn_amounts integer[] NOT NULL,
     captured integer NOT NULL DEFAULT 0,
@@ -60,14 +76,28 @@ CREATE TABLE credit_holds (
     reason text,
     seconds double precision,
     created_at timestamptz NOT NULL DEFAULT now(),
-    settled_at timestamptz,
-    CONSTRAINT credit_holds_charge_at_most_the_price CHECK (captured BETWEEN 0 AND amount),
-    CONSTRAINT credit_holds_provider_within_amount CHECK (0 <= provider_spent AND provider_spent <= provider_credits AND provider_credits <= amount),
-    CONSTRAINT credit_holds_settled_with_reason CHECK ((state = 'held') = (settled_at IS NULL) AND (state = 'held') = (reason IS NULL))
-) WITH (fillfactor = 80);
+    settled_at timestamptz
+);
 CREATE INDEX credit_holds_open ON credit_holds (user_id) WHERE state = 'held';
-CREATE INDEX credit_holds_settled ON credit_holds (settled_at) WHERE settled_at IS NOT NULL;
-CREATE INDEX credit_holds_empty_failures ON credit_holds (user_id, settled_at) WHERE reason IN ('failed_empty', 'failed_too_often');
+
+-- A hold is settled once, with a reason, for its price at most, and never changes again. A trigger and no CHECK: an insert pays nothing.
+CREATE FUNCTION tg_credit_holds_settle_once() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    IF OLD.state <> 'held' THEN
+        RAISE EXCEPTION 'the hold of job % was settled before', OLD.item_id
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'credit_holds_settled_once';
+    END IF;
+    IF (NEW.item_id, NEW.user_id, NEW.amount, NEW.provider_credits, NEW.drawn, NEW.drawn_amounts)
+            IS DISTINCT FROM (OLD.item_id, OLD.user_id, OLD.amount, OLD.provider_credits, OLD.drawn, OLD.drawn_amounts)
+        OR NOT NEW.captured BETWEEN 0 AND NEW.amount OR NOT NEW.provider_spent BETWEEN 0 AND NEW.provider_credits
+        OR (NEW.state = 'captured') <> (NEW.captured > 0)
+        OR (NEW.state = 'held') <> (NEW.settled_at IS NULL) OR (NEW.state = 'held') <> (NEW.reason IS NULL) THEN
+        RAISE EXCEPTION 'expected the hold of job % to be settled whole, for its price at most', OLD.item_id
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'credit_holds_settled_whole';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER tg_credit_holds_settle_once BEFORE UPDATE ON credit_holds FOR EACH ROW EXECUTE FUNCTION tg_credit_holds_settle_once();
 
 CREATE TABLE credit_transactions (
     id uuid NOT NULL DEFAULT gen_random_uuid() CONSTRAINT credit_transactions_pkey PRIMARY KEY,
@@ -162,43 +192,40 @@ GRANT SELECT, DELETE ON images, videos TO invokeai_books;
 -- When the books look at the clock: the transaction's begin. A test of validity puts its own clock here.
 CREATE FUNCTION credits_now() RETURNS timestamptz LANGUAGE sql STABLE RETURN now();
 
--- Who asks for a user's credits: that user, or named system work. SET ROLE is still to be seen inside a function that runs as another.
-CREATE FUNCTION credits_demand_caller(p_user text) RETURNS void LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    IF p_user IS DISTINCT FROM app_user_id() AND current_setting('role') <> 'invokeai_system' THEN
-        RAISE EXCEPTION 'these credits are another user''s' USING ERRCODE = 'insufficient_privilege';
-    END IF;
-END $$;
-
--- All of the items get their hold, or none and credits_insufficient is raised with what is left and what was asked.
--- The usual case is one item and one grant that covers it: two writes. The update sees the newest row, also after it waited for it.
+-- All of the items get their hold, or none and credits_insufficient is raised with what is left and what was asked. A tenant holds for
+-- themself; who asks is still to be seen in the setting of SET ROLE. The usual case is one item and one grant that covers it: two writes.
+-- The update looks at the newest row, also after it waited for it.
 CREATE FUNCTION credits_hold(
     p_user text, p_item bigint[], p_amount integer[], p_provider integer[] DEFAULT '{}', p_tier text[] DEFAULT '{}',
     p_detail jsonb[] DEFAULT '{}'
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
+    item bigint := p_item[1];
+    wanted integer := p_amount[1];
     found_credit uuid;
 BEGIN
-    PERFORM credits_demand_caller(p_user);
-    IF (SELECT count(*) FROM session_queue WHERE item_id = ANY(p_item) AND user_id = p_user AND root_item_id IS NULL
-            AND status IN ('pending', 'in_progress', 'waiting')) IS DISTINCT FROM cardinality(p_item)
-        OR cardinality(p_item) <> cardinality(p_amount) THEN
-        RAISE EXCEPTION 'expected an amount for each of the user''s own open root items' USING ERRCODE = 'invalid_parameter_value';
+    IF p_user IS DISTINCT FROM app_user_id() AND current_setting('role') <> 'invokeai_system' THEN
+        RAISE EXCEPTION 'these credits are another user''s' USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF cardinality(p_item) = 1 THEN
-        UPDATE credits SET held_credits = held_credits + p_amount[1]
-        WHERE credit_id = (
-            SELECT credit_id FROM credits WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-                AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits > 0
-            ORDER BY valid_until, created_at, credit_id LIMIT 1
-        ) AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits >= p_amount[1]
-        RETURNING credit_id INTO found_credit;
+    IF cardinality(p_item) > 1 THEN
+        PERFORM credits_hold_across_grants(p_user, p_item, p_amount, p_provider, p_tier, p_detail);
+        RETURN;
     END IF;
+    IF NOT EXISTS (SELECT FROM session_queue WHERE item_id = item AND user_id = p_user AND root_item_id IS NULL) THEN
+        RAISE EXCEPTION 'expected the user''s own root items' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE credits SET held_credits = held_credits + wanted, available_credits = available_credits - wanted
+    WHERE credit_id = (
+        SELECT credit_id FROM credits WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
+            AND available_credits > 0
+        ORDER BY valid_until, created_at, credit_id LIMIT 1
+    ) AND available_credits >= wanted
+    RETURNING credit_id INTO found_credit;
     IF found_credit IS NULL THEN
         PERFORM credits_hold_across_grants(p_user, p_item, p_amount, p_provider, p_tier, p_detail);
     ELSE
         INSERT INTO credit_holds (item_id, user_id, amount, provider_credits, gpu_tier, detail, drawn, drawn_amounts)
-        VALUES (p_item[1], p_user, p_amount[1], COALESCE(p_provider[1], 0), p_tier[1], p_detail[1], ARRAY[found_credit], p_amount);
+        VALUES (item, p_user, wanted, COALESCE(p_provider[1], 0), p_tier[1], p_detail[1], ARRAY[found_credit], p_amount);
     END IF;
 END $$;
 
@@ -218,10 +245,14 @@ DECLARE
     drawn uuid[];
     amounts integer[];
 BEGIN
+    IF (SELECT count(*) FROM session_queue WHERE item_id = ANY(p_item) AND user_id = p_user AND root_item_id IS NULL) <> cardinality(p_item)
+        OR cardinality(p_item) <> cardinality(p_amount) THEN
+        RAISE EXCEPTION 'expected an amount for each of the user''s own root items' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     FOR open IN
-        SELECT credit_id, total_credits - held_credits - consumed_credits - expired_credits - revoked_credits AS available FROM credits
+        SELECT credit_id, available_credits AS available FROM credits
         WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-            AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits > 0
+            AND available_credits > 0
         ORDER BY valid_until, created_at, credit_id FOR UPDATE
     LOOP
         ids := ids || open.credit_id;
@@ -233,7 +264,7 @@ BEGIN
         RAISE EXCEPTION 'expected % credits, got %', wanted, had USING ERRCODE = 'check_violation', CONSTRAINT = 'credits_insufficient',
             DETAIL = json_build_object('remaining', had, 'required', wanted)::text;
     END IF;
-    UPDATE credits SET held_credits = held_credits + take.amount
+    UPDATE credits SET held_credits = held_credits + take.amount, available_credits = available_credits - take.amount
     FROM unnest(ids, left_in) AS take (credit_id, amount) WHERE credits.credit_id = take.credit_id;
     FOR number IN 1 .. cardinality(p_item) LOOP
         drawn := '{}';
@@ -325,8 +356,8 @@ BEGIN
         charge := measured; reason := p_ending.becomes;
     ELSIF p_hold.child_outputs OR credits_left_outputs(p_sessions) THEN
         charge := measured; reason := 'failed_with_outputs';
-    ELSIF (SELECT count(*) FROM credit_holds AS earlier WHERE earlier.user_id = p_hold.user_id
-            AND earlier.reason IN ('failed_empty', 'failed_too_often') AND earlier.settled_at > credits_now() - interval '1 hour') >= 5 THEN
+    ELSIF (SELECT count(*) FROM usage_records AS earlier WHERE earlier.user_id = p_hold.user_id
+            AND earlier.outcome IN ('failed_empty', 'failed_too_often') AND earlier.created_at > credits_now() - interval '1 hour') >= 5 THEN
         charge := measured; reason := 'failed_too_often';
     ELSE
         charge := 0; reason := 'failed_empty';
@@ -377,6 +408,7 @@ BEGIN
             DELETE FROM images WHERE session_id = ANY(sessions) AND user_id = ending.user_id;
             DELETE FROM videos WHERE session_id = ANY(sessions) AND user_id = ending.user_id;
         END IF;
+        PERFORM credits_note_usage(ending.item_id);
         items := items || ending.item_id;
     END LOOP;
     IF cardinality(items) > 0 THEN
@@ -409,6 +441,7 @@ BEGIN
     ), moving AS (
         UPDATE credits SET held_credits = held_credits - amount, consumed_credits = consumed_credits + used,
             revoked_credits = revoked_credits + recovered, expired_credits = expired_credits + parts.expired,
+            available_credits = available_credits + amount - used - recovered - parts.expired,
             owed_credits = LEAST(owed_credits - recovered, held_credits - amount)
         FROM parts WHERE credits.credit_id = parts.credit_id
         RETURNING credits.credit_id
@@ -428,7 +461,6 @@ BEGIN
             AND credit_id IN (SELECT unnest(drawn) FROM credit_holds WHERE item_id = ANY(p_items)) LOOP
         PERFORM credits_note_recovered(debt.credit_id);
     END LOOP;
-    PERFORM credits_note_usage(p_items);
 END $$;
 
 -- What a grant has revoked beyond what its take-backs took at once was recovered for them, oldest first.
@@ -451,7 +483,7 @@ CREATE FUNCTION credits_detail_integer(p_detail jsonb, p_key text) RETURNS integ
 RETURN CASE WHEN jsonb_typeof(p_detail -> p_key) = 'number' AND (p_detail ->> p_key)::numeric BETWEEN 0 AND 2147483647
     THEN (p_detail ->> p_key)::numeric::integer END;
 
-CREATE FUNCTION credits_note_usage(p_items bigint[]) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION credits_note_usage(p_item bigint) RETURNS void LANGUAGE sql AS $$
     INSERT INTO usage_records (user_id, job_id, action_type, model_used, gpu_tier, steps, width, height, batch_size, compute_seconds,
         credits_held, credits_consumed, provider_credits, outcome)
     SELECT user_id, item_id::text,
@@ -461,7 +493,7 @@ CREATE FUNCTION credits_note_usage(p_items bigint[]) RETURNS void LANGUAGE sql A
         credits_detail_integer(detail, 'steps'), credits_detail_integer(detail, 'width'), credits_detail_integer(detail, 'height'),
         credits_detail_integer(detail, 'batch_size'), seconds, amount, captured,
         CASE WHEN captured = 0 THEN 0 WHEN reason = 'completed' THEN provider_credits ELSE provider_spent END, reason
-    FROM credit_holds WHERE item_id = ANY(p_items)
+    FROM credit_holds WHERE item_id = p_item
 $$;
 
 -- The triggers see whole statements, so that clearing thousands of items touches each grant once. Postgres gives both tables in any order;
@@ -513,11 +545,15 @@ CREATE FUNCTION credits_grant(
 DECLARE
     made uuid;
 BEGIN
+    IF p_until <= p_from THEN
+        RAISE EXCEPTION 'expected a window that ends after it begins' USING ERRCODE = 'check_violation',
+            CONSTRAINT = 'credits_window_runs_forward';
+    END IF;
     IF p_until <= credits_now() THEN
         RAISE EXCEPTION 'expected a window that has not ended' USING ERRCODE = 'check_violation', CONSTRAINT = 'credits_window_not_past';
     END IF;
-    INSERT INTO credits (user_id, total_credits, source, reference_id, valid_from, valid_until)
-    VALUES (p_user, p_credits, p_source, p_reference, p_from, p_until)
+    INSERT INTO credits (user_id, total_credits, available_credits, source, reference_id, valid_from, valid_until)
+    VALUES (p_user, p_credits, p_credits, p_source, p_reference, p_from, p_until)
     ON CONFLICT (source, reference_id) WHERE reference_id IS NOT NULL DO NOTHING RETURNING credit_id INTO made;
     IF made IS NULL THEN
         IF NOT EXISTS (SELECT FROM credits WHERE source = p_source AND reference_id = p_reference AND user_id = p_user
@@ -548,12 +584,12 @@ BEGIN
         RETURN;
     END IF;
     first := true;
-    taken := LEAST(p_credits, from_grant.total_credits - from_grant.held_credits - from_grant.consumed_credits
-        - from_grant.expired_credits - from_grant.revoked_credits);
+    taken := LEAST(p_credits, from_grant.available_credits);
     owed := LEAST(p_credits - taken, from_grant.held_credits - from_grant.owed_credits);
     INSERT INTO credit_take_backs (reference_id, user_id, credit_id, asked, taken, owed, reason)
     VALUES (p_key, p_user, from_grant.credit_id, p_credits, taken, owed, p_reason);
-    UPDATE credits SET revoked_credits = revoked_credits + credits_take_back.taken, owed_credits = owed_credits + credits_take_back.owed
+    UPDATE credits SET available_credits = available_credits - credits_take_back.taken,
+        revoked_credits = revoked_credits + credits_take_back.taken, owed_credits = owed_credits + credits_take_back.owed
     WHERE credit_id = from_grant.credit_id;
     IF taken > 0 THEN
         INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description, reference_id)
@@ -576,7 +612,8 @@ BEGIN
     UPDATE credit_take_backs SET undone_at = clock_timestamp() WHERE reference_id = p_key;
     UPDATE credits SET revoked_credits = revoked_credits - undone.taken - undone.recovered,
         owed_credits = GREATEST(0, owed_credits - (undone.owed - undone.recovered)),
-        expired_credits = expired_credits + CASE WHEN valid_until <= credits_now() THEN undone.taken + undone.recovered ELSE 0 END
+        expired_credits = expired_credits + CASE WHEN valid_until <= credits_now() THEN undone.taken + undone.recovered ELSE 0 END,
+        available_credits = available_credits + CASE WHEN valid_until <= credits_now() THEN 0 ELSE undone.taken + undone.recovered END
     WHERE credit_id = undone.credit_id RETURNING valid_until <= credits_now() INTO ended;
     IF undone.taken + undone.recovered > 0 THEN
         INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description, reference_id)
@@ -594,13 +631,14 @@ DECLARE
     missing integer := p_credits;
 BEGIN
     FOR open IN
-        SELECT credit_id, total_credits - held_credits - consumed_credits - expired_credits - revoked_credits AS available FROM credits
+        SELECT credit_id, available_credits AS available FROM credits
         WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-            AND total_credits - held_credits - consumed_credits - expired_credits - revoked_credits > 0
+            AND available_credits > 0
         ORDER BY valid_until, created_at, credit_id FOR UPDATE
     LOOP
         EXIT WHEN missing = 0;
-        UPDATE credits SET revoked_credits = revoked_credits + LEAST(missing, open.available) WHERE credit_id = open.credit_id;
+        UPDATE credits SET revoked_credits = revoked_credits + LEAST(missing, open.available),
+            available_credits = available_credits - LEAST(missing, open.available) WHERE credit_id = open.credit_id;
         INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description, reference_id)
         VALUES (p_user, open.credit_id, -LEAST(missing, open.available), 'admin_grant', p_description, p_reference);
         missing := missing - LEAST(missing, open.available);
@@ -618,11 +656,11 @@ DECLARE
     lines integer;
 BEGIN
     WITH due AS (
-        SELECT credit_id, total_credits - held_credits - consumed_credits - expired_credits - revoked_credits AS rest FROM credits
+        SELECT credit_id, available_credits AS rest FROM credits
         WHERE expired_at IS NULL AND valid_until <= credits_now() ORDER BY user_id, valid_until, created_at, credit_id LIMIT 1000
         FOR UPDATE SKIP LOCKED
     ), ended AS (
-        UPDATE credits SET expired_credits = expired_credits + rest, expired_at = credits_now() FROM due
+        UPDATE credits SET available_credits = 0, expired_credits = expired_credits + rest, expired_at = credits_now() FROM due
         WHERE credits.credit_id = due.credit_id RETURNING credits.user_id, credits.credit_id, rest
     )
     INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description)

@@ -106,7 +106,7 @@ def live(accounts: Accounts, prices: dict[str, dict[str, Any]], *, seed: int, sh
     customer = gateway.make_customer(user_id=user_id, email="l@example.com", name=None, key="c")
     rows(accounts.database, "INSERT INTO billing_customers (stripe_customer_id, user_id) VALUES (%s, %s)", customer, user_id)
     rng = random.Random(seed)
-    for _ in range(rng.randint(6, 14)):
+    for _ in range(rng.randint(10, 18)):
         with contextlib.suppress(SaasError, Refused):
             _step(shop, gateway, customer, user_id, prices, rng)
         post.some()

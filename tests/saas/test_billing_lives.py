@@ -1,6 +1,7 @@
 """Customers' lives at the double, event by event: buy, renew, upgrade, downgrade, cancel, fail, refund, dispute."""
 
 import pytest
+from saas import books
 from saas.billed import grants, letters_to, open_shop, subscription, totals
 from saas.people import rows
 
@@ -195,8 +196,11 @@ def test_a_refund_takes_back_its_part_and_never_what_was_used(shop, ann):
 
 
 def spend(shop, person, amount):
-    """As a job's settlement would."""
-    rows(shop.billing.database, "SELECT credits_deduct(%s, %s, 'a test spends', 'spent')", person.user_id, amount)
+    """A job that took so many seconds."""
+    database = shop.billing.database
+    item = books.hold(database, person.user_id, amount)[0]
+    books.run(database, item, amount)
+    books.end(database, item, "completed")
 
 
 def test_a_dispute_takes_the_credits_and_a_won_one_gives_them_back(starter, ann):

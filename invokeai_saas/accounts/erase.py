@@ -34,18 +34,12 @@ ERASE_ROWS = {
     "low_balance_letters": "DELETE FROM low_balance_letters WHERE user_id = %s",
 }
 # Without an address or anything else that says who it was.
-<<<<<<< HEAD
-KEPT = {"users", "saas_users", "job_attempts", "stored_objects", "storage_used", "user_subscriptions", "tester_plan_grants"}
-# The books: a deletion settles what was held and rewrites nothing.
-KEPT |= {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
-=======
 KEPT = {"users", "saas_users", "job_attempts", "stored_objects", "storage_used"}
 # The books: a deletion settles what was held and rewrites nothing.
 KEPT |= {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
 KEPT |= {"user_subscriptions", "tester_plan_grants"}
 # Stripe's id of who it was goes when Stripe has forgotten them too (billing/upkeep.py).
 KEPT |= {"payments", "billing_customers"}
->>>>>>> i6-billing
 BLANK_USER = """
 UPDATE users SET email = 'deleted-' || user_id || '@deleted.invalid', display_name = NULL, password_hash = '', is_active = 0, is_admin = 0,
     last_login_at = NULL, token_epoch = token_epoch + 1

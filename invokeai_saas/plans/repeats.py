@@ -88,7 +88,7 @@ class Repeats:
             return self._collected(path)
         if node.type == "range":
             start, stop, step = (self._sizes.whole(path, name) for name in ("start", "stop", "step"))
-            return None if start is None or stop is None or not step else len(range(start, stop, step))
+            return None if start is None or stop is None or not step else max(0, -((start - stop) // step))
         name = LIST_LENGTHS.get(node.type)
         if name is None:
             return None

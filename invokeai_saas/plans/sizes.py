@@ -13,6 +13,8 @@ Size = tuple[int | None, int | None]
 # The size in pixels of a stored picture, or of what stored latents will become, by name.
 ImageSize = Callable[[str], tuple[int, int] | None]
 UNKNOWN: Size = (None, None)
+# More than any limit: numbers end here, so that none is too long to be reckoned with.
+BEYOND = 10**12
 _SIDES = {"width": 0, "height": 1}
 
 
@@ -35,10 +37,12 @@ class Sizes:
         if feeds:
             return self._output(*feeds[0]) if len(feeds) == 1 else None
         value = self._flat.nodes[path].values.get(name)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+            return None
+        return max(-BEYOND, min(value, BEYOND))
 
     def whole(self, path: str, name: str) -> int | None:
-        """number(), where it is a whole one."""
+        """number(), cut to a whole one."""
         value = self.number(path, name)
         return int(value) if value is not None else None
 
@@ -66,8 +70,8 @@ class Sizes:
 
     def _made(self, node: FlatNode) -> Size:
         rule = RULES.get(node.type)
-        if node.type == "svd_start_image" and node.values.get("size") != "own":
-            return (1024, 576) if node.values.get("size") == "trained" else UNKNOWN
+        if node.type == "svd_start_image" and (self._flat.feeds(node.path, "size") or node.values.get("size") != "own"):
+            return UNKNOWN
         if node.type in BOXED:
             return self._boxed(node)
         if node.type in SAME_SIZE:
@@ -89,7 +93,7 @@ class Sizes:
         factor = self.number(node.path, rule.factor) if isinstance(rule.factor, str) else rule.factor
         if factor is None:
             return UNKNOWN
-        width, height = (None if side is None else int(side * factor) for side in size)
+        width, height = (None if side is None else min(int(side * factor), BEYOND) for side in size)
         return width, height
 
     def _boxed(self, node: FlatNode) -> Size:
@@ -140,7 +144,8 @@ class Sizes:
         if node.type in ("integer", "float"):
             return self.number(path, "value")
         if node.type in ("add", "sub", "mul"):
-            return _reckoned(node.type, *(self.number(path, each) for each in ("a", "b")))
+            value = _reckoned(node.type, *(self.number(path, each) for each in ("a", "b")))
+            return None if value is None or abs(value) >= BEYOND else value
         return None
 
     def _size_through(self, path: str, name: str) -> Size:
@@ -153,6 +158,6 @@ def _pasted(below: int, above: int, at: int) -> int:
 
 
 def _reckoned(operation: str, a: int | float | None, b: int | float | None) -> int | float | None:
-    if a is None or b is None:
+    if a is None or b is None or BEYOND in (abs(a), abs(b)):
         return None
     return a + b if operation == "add" else a - b if operation == "sub" else a * b

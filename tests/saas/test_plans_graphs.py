@@ -67,6 +67,18 @@ def test_frames_that_an_edge_brings_stay_open():
     assert job(opened).frames is None
 
 
+def test_a_start_picture_of_a_clip_has_its_own_size_only_where_the_node_itself_says_so():
+    def clip_of(**start):
+        nodes_ = [
+            {"id": "loader", "type": "svd_model_loader", "model": model("svd")},
+            {"id": "start", "type": "svd_start_image", "image": {"image_name": "small"}, "width": 512, "height": 320, **start},
+            {"id": "denoise", "type": "svd_denoise", "num_frames": 14},
+        ]
+        return graph(*nodes_, edges=("loader.model > denoise.model", "start.image > denoise.image"))
+
+    assert [shape(job(clip_of(size=size)))[1:3] for size in ("own", "ideal", "trained")] == [(512, 320), (None, None), (None, None)]
+
+
 def test_a_stored_picture_gives_its_size_and_an_unknown_one_none():
     def img2img(name: str):
         encode = {"id": "encode", "type": "i2l", "image": {"image_name": name}}

@@ -1,5 +1,6 @@
 """Whatever a graph looks like: no demand is lost, no plan is stepped around, and what is counted is never less than what runs."""
 
+import os
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from invokeai_saas.plans.errors import PlanRefused
 
 SIDES = st.integers(1, 1_250).map(lambda n: n * 8)
 SLUGS = st.sampled_from(["enterprise", "pro", "starter", "studio", "tester"])
-RUNS = settings(max_examples=60, deadline=None)
+# SAAS_SOAK_GRAPHS=3000 for the long form.
+RUNS = settings(max_examples=int(os.environ.get("SAAS_SOAK_GRAPHS", "60")), deadline=None)
 
 
 def run(made) -> dict[str, int]:
@@ -142,6 +144,36 @@ def test_a_batch_asks_for_what_its_items_ask_for(entitlements, widths, runs):
 
     assert [item.jobs for item in found.items] == [each.jobs for each in single] * runs
     assert (refusal(entitlements["pro"], found) is None) is allowed
+
+
+ANY_INT = st.integers(-(10**30), 10**30)
+ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@RUNS
+@given(ANY_INT, ANY_INT, ANY_FLOAT, st.sampled_from(["add", "sub", "mul"]), ANY_INT.filter(bool))
+def test_no_number_is_too_large_to_be_reckoned_with(entitlements, a, b, factor, operation, step):
+    nodes_ = [
+        {"id": "blank", "type": "blank_image", "width": a},
+        {"id": "first", "type": operation, "a": a, "b": b},
+        {"id": "second", "type": operation, "b": b},
+        {"id": "float", "type": "float", "value": factor},
+        {"id": "scale", "type": "img_scale", "image": {"image_name": "small"}},
+        {"id": "other", "type": "blank_image"},
+    ]
+    edges = ("first.value > second.a", "second.value > blank.height", "float.value > scale.scale_factor", "scale.width > other.width")
+    gate.fill_maxima(read(graph(*nodes_, edges=edges)), entitlements["pro"].plan)
+    if a < b:
+        # Lengths are Python's own, where Python can tell them.
+        listing = {"id": "list", "type": "range", "start": a, "stop": b, "step": step}
+        each = [{"id": "each", "type": "iterate"}, {"id": "end", "type": "add"}]
+        try:
+            found = read(graph(listing, *each, edges=("list.collection > each.collection", "each.item > end.a"))).repeats
+        except PlanRefused as refused:
+            assert refused.value > 10_000
+        else:
+            clamped = [max(-(10**12), min(value, 10**12)) for value in (a, b, step)]
+            assert found == max(1, len(range(*clamped)))
 
 
 @RUNS

@@ -14,7 +14,6 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
 from invokeai_saas.storage.files import Files
 
-
 # Latents of 32 channels (FLUX.2, taken apart) are an eighth of the picture, those of 48 (Wan 2.2) a sixteenth.
 MOST_CHANNELS_BY_8 = 32
 

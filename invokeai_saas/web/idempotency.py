@@ -43,7 +43,7 @@ ON CONFLICT ON CONSTRAINT idempotency_keys_pkey DO NOTHING
 RETURNING step_key
 """
 READ = """
-SELECT body_hash, step_key, state, status, answer::text AS answer, lease_until < clock_timestamp() AS abandoned
+SELECT body_hash, step_key, state, status, answer, lease_until < clock_timestamp() AS abandoned
 FROM idempotency_keys WHERE user_id = %(user_id)s AND route = %(route)s AND key = %(key)s
 """
 TAKE_OVER = """
@@ -53,7 +53,7 @@ WHERE user_id = %(user_id)s AND route = %(route)s AND key = %(key)s AND body_has
 RETURNING step_key
 """
 REMEMBER = """
-UPDATE idempotency_keys SET state = 'done', lease_until = NULL, status = %(status)s, answer = %(answer)s::json
+UPDATE idempotency_keys SET state = 'done', lease_until = NULL, status = %(status)s, answer = %(answer)s
 WHERE user_id = %(user_id)s AND route = %(route)s AND key = %(key)s
 """
 # Whoever took over meanwhile keeps it.

@@ -89,7 +89,7 @@ TABLES = {
     "idempotency_keys": Table(
         _ONCE + "('{o}', 'POST /x', 'k', repeat('a', 64), 'done', 200)",
         "user_id",
-        "status",
+        "answer",
         (_ONCE + "('bob', 'POST /y', 'k', repeat('a', 64), 'done', 200)",),
     ),
     # Filled by the trigger of session_queue.

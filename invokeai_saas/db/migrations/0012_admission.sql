@@ -15,8 +15,8 @@ CREATE TABLE idempotency_keys (
     state text NOT NULL CONSTRAINT idempotency_keys_state_is_known CHECK (state IN ('running', 'done')),
     lease_until timestamptz,
     status integer,
-    -- json, not jsonb: the answer comes back letter by letter.
-    answer json,
+    -- JSON, as it was sent: it comes back letter by letter.
+    answer text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (user_id, route, key),
     CONSTRAINT idempotency_keys_running_with_lease CHECK ((state = 'running') = (lease_until IS NOT NULL)),

@@ -32,7 +32,7 @@ ERASE_ROWS = {
     "mail_outbox": "DELETE FROM mail_outbox WHERE user_id = %s",
 }
 # Without an address or anything else that says who it was.
-KEPT = {"users", "saas_users", "job_attempts", "stored_objects", "storage_used"}
+KEPT = {"users", "saas_users", "job_attempts", "stored_objects", "storage_used", "user_subscriptions", "tester_plan_grants"}
 # The books: a deletion settles what was held and rewrites nothing.
 KEPT |= {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
 BLANK_USER = """

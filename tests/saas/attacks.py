@@ -202,6 +202,26 @@ TABLES = {
         "model_used",
         (),
     ),
+    "user_subscriptions": Table(
+        "INSERT INTO user_subscriptions (user_id, plan_id, status, current_period_start, current_period_end)"
+        " SELECT '{o}', plan_id, 'active', now(), now() + interval '30 days' FROM subscription_plans WHERE slug = 'pro'",
+        "user_id",
+        "stripe_customer_id",
+        (
+            "INSERT INTO user_subscriptions (user_id, plan_id, status, current_period_start, current_period_end)"
+            " SELECT 'ann', plan_id, 'active', now(), now() + interval '30 days' FROM subscription_plans WHERE slug = 'enterprise'",
+        ),
+    ),
+    "tester_plan_grants": Table(
+        "INSERT INTO tester_plan_grants (user_id, admin_user_id, valid_until, reason)"
+        " VALUES ('{o}', 'admin', now() + interval '1 day', 'a test of isolation')",
+        "user_id",
+        "reason",
+        (
+            "INSERT INTO tester_plan_grants (user_id, admin_user_id, valid_until, reason)"
+            " VALUES ('ann', 'ann', now() + interval '1 day', 'because I can')",
+        ),
+    ),
     "user_invitations": Table(
         "INSERT INTO user_invitations (invitation_id, email, invited_by, invitation_code, expires_at)"
         " VALUES ('{o}-invitation', 'x@example.com', '{o}', '{o}', 'never')",

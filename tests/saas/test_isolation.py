@@ -9,6 +9,8 @@ from invokeai_saas.db import tenancy
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 # Global: the same for all, or system work only (0003_tenant_policies.sql says why of each).
 GLOBAL = {"models", "model_relationships", "app_settings", "migrations", "applied_migrations"}
+# 0009_plans.sql: what is for sale.
+GLOBAL |= {"subscription_plans", "model_access_levels"}
 SYSTEM_ONLY = {"image_subfolder_move_items", "image_subfolder_move_jobs", "user_invitations"}
 # 0006_accounts.sql: strangers' addresses, hashes of credentials, everybody's history.
 ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mail_outbox", "audit_log"}
@@ -35,6 +37,8 @@ CREDITS = {"credits", "credit_holds", "credit_transactions", "credit_take_backs"
 NOT_GRANTED |= {(table, command) for table in CREDITS for command in ("INSERT", "UPDATE", "DELETE")}
 # A revoked key's row stays.
 NOT_GRANTED |= {("api_keys", "DELETE")}
+# A tenant could put themself on another plan.
+NOT_GRANTED |= {(t, c) for t in ("user_subscriptions", "tester_plan_grants") for c in ("INSERT", "UPDATE", "DELETE")}
 # Bob's rows in these are public, which all may read once sharing is on.
 PUBLIC = {(table, "SELECT", True) for table in ("workflow_library", "style_presets", "system_prompts")}
 ATTACKS = [(t, c, s) for t in TABLES for c in COMMANDS for s in (False, True) if (t, c, s) not in PUBLIC]

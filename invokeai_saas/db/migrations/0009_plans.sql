@@ -172,41 +172,45 @@ BEGIN ATOMIC
         CROSS JOIN LATERAL (SELECT testing.plan_id IS NOT NULL AND COALESCE(subscription.gives_way, true) AS testers) AS wins;
 END;
 
--- The queue's order follows the plan. As whoever writes the subscription, which is system work: a tenant writes neither.
-CREATE FUNCTION plans_set_priority(who text) RETURNS void LANGUAGE sql VOLATILE
+-- How many jobs of a user may run at once; NULL is no limit.
+ALTER TABLE queue_turns ADD COLUMN max_parallel integer CONSTRAINT queue_turns_max_parallel_is_positive CHECK (max_parallel > 0);
+
+-- The queue's order follows the plan, from before the first job. As whoever writes the subscription, which is system work: a tenant writes
+-- neither table.
+CREATE FUNCTION plans_set_turn(who text) RETURNS void LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-    INSERT INTO queue_turns (user_id, plan_priority)
-        SELECT who, COALESCE(plans.plan_priority, 0)
+    INSERT INTO queue_turns (user_id, plan_priority, max_parallel)
+        SELECT who, COALESCE(plans.plan_priority, 0), plans.max_queues
         FROM plan_of(who) AS now_on LEFT JOIN subscription_plans AS plans ON plans.plan_id = now_on.plan_id
-    ON CONFLICT (user_id) DO UPDATE SET plan_priority = EXCLUDED.plan_priority
-        WHERE queue_turns.plan_priority <> EXCLUDED.plan_priority;
+    ON CONFLICT (user_id) DO UPDATE SET plan_priority = EXCLUDED.plan_priority, max_parallel = EXCLUDED.max_parallel
+        WHERE (queue_turns.plan_priority, queue_turns.max_parallel) IS DISTINCT FROM (EXCLUDED.plan_priority, EXCLUDED.max_parallel);
 END;
 
-CREATE FUNCTION tg_subscription_sets_priority() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+CREATE FUNCTION tg_subscription_sets_turn() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
-        PERFORM plans_set_priority(OLD.user_id);
+        PERFORM plans_set_turn(OLD.user_id);
     END IF;
     IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND NEW.user_id <> OLD.user_id) THEN
-        PERFORM plans_set_priority(NEW.user_id);
+        PERFORM plans_set_turn(NEW.user_id);
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER tg_subscription_sets_priority AFTER INSERT OR UPDATE OR DELETE ON user_subscriptions
-    FOR EACH ROW EXECUTE FUNCTION tg_subscription_sets_priority();
-CREATE TRIGGER tg_tester_grant_sets_priority AFTER INSERT OR UPDATE OR DELETE ON tester_plan_grants
-    FOR EACH ROW EXECUTE FUNCTION tg_subscription_sets_priority();
+CREATE TRIGGER tg_subscription_sets_turn AFTER INSERT OR UPDATE OR DELETE ON user_subscriptions
+    FOR EACH ROW EXECUTE FUNCTION tg_subscription_sets_turn();
+CREATE TRIGGER tg_tester_grant_sets_turn AFTER INSERT OR UPDATE OR DELETE ON tester_plan_grants
+    FOR EACH ROW EXECUTE FUNCTION tg_subscription_sets_turn();
 
-CREATE FUNCTION tg_plan_sets_priority() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+CREATE FUNCTION tg_plan_sets_turn() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
-    PERFORM plans_set_priority(found.user_id) FROM (
+    PERFORM plans_set_turn(found.user_id) FROM (
         SELECT user_id FROM user_subscriptions WHERE plan_id = NEW.plan_id AND status IN ('trialing', 'active', 'past_due')
         UNION SELECT user_id FROM tester_plan_grants WHERE NEW.slug = 'tester' AND revoked_at IS NULL AND valid_until > now()
     ) AS found ORDER BY found.user_id;
     RETURN NULL;
 END $$;
-CREATE TRIGGER tg_plan_sets_priority AFTER UPDATE OF plan_priority ON subscription_plans
-    FOR EACH ROW WHEN (OLD.plan_priority <> NEW.plan_priority) EXECUTE FUNCTION tg_plan_sets_priority();
+CREATE TRIGGER tg_plan_sets_turn AFTER UPDATE OF plan_priority, max_queues ON subscription_plans
+    FOR EACH ROW WHEN ((OLD.plan_priority, OLD.max_queues) IS DISTINCT FROM (NEW.plan_priority, NEW.max_queues)) EXECUTE FUNCTION tg_plan_sets_turn();
 
 DO $$
 DECLARE

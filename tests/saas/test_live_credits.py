@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from graphs import text_to_video
+from graphs import add, connect, text_to_video
 from saas import plan_graphs as graphs
 from saas.clips import png
 from saas.customers import balance_of, give, install_models, subscribe
@@ -26,7 +26,6 @@ from invokeai_video_nodes.toy_settings import TOY_MODEL
 pytestmark = [pytest.mark.xdist_group("live-credits"), pytest.mark.timeout(900)]
 ENQUEUE, RETRY = "/api/v1/queue/default/enqueue_batch", "/api/v1/queue/default/retry_items_by_id"
 AT_ONCE = 50
-TOO_MUCH = {"width": 640, "num_frames": 48}
 ENDED = ("completed", "failed", "canceled")
 
 
@@ -215,24 +214,20 @@ def test_a_starter_cannot_hide_a_forbidden_model(database, customer, name):
     assert of(database, person) == {"items": [], "holds": [], "usage": []}
 
 
-@pytest.mark.parametrize("field", ["num_frames", "width"])
-def test_an_edge_that_feeds_frames_or_size_is_held_at_the_maximum_and_refused_when_it_runs(database, customer, field):
-    person = customer()
-    nodes = [
-        {"id": "main", "type": "main_model_loader", "model": graphs.model("sd-1")},
-        {"id": "loader", "type": "animatediff_model_loader", "motion_module": graphs.model("motion", "sd-1")},
-        {"id": "number", "type": "rand_int", "low": TOO_MUCH[field], "high": TOO_MUCH[field] + 1},
-        {"id": "denoise", "type": "animatediff_denoise", "num_frames": 8, "width": 256, "height": 256},
-    ]  # fmt: skip
-    edges = ("main.unet > loader.unet", "loader.model > denoise.model", f"number.value > denoise.{field}")
-    status, answer = enqueue(person, graphs.graph(*nodes, edges=edges))
+# 48 frames of 128x128; 16 frames of 1280x128: the plan's maximum where the graph says nothing.
+@pytest.mark.parametrize(("field", "too_much", "held_at"), [("num_frames", 64, 18), ("width", 2048, 60)])
+def test_an_edge_that_feeds_frames_or_size_is_held_at_the_maximum_and_refused_when_it_runs(
+    database, customer, toy, field, too_much, held_at
+):
+    person, wanted = customer("pro"), clip(toy)
+    add(wanted["batch"]["graph"], "number", "rand_int", low=too_much, high=too_much + 1)
+    connect(wanted["batch"]["graph"], "number.value", f"denoise.{field}")
+    status, answer = person.ask("POST", ENQUEUE, wanted)
     assert status == 200, answer
     [held] = of(database, person)["holds"]
     done = ended(person, answer["item_ids"][0])
 
-    # 16 frames of 256x256, or 8 of 512x256.
-    assert held["amount"] == 8
-    assert (done["status"], done["error_type"]) == ("failed", "OverLimit"), done
+    assert (held["amount"], done["status"], done["error_type"]) == (held_at, "failed", "OverLimit"), done
     assert balance_of(database, person.user_id).remaining_credits == 1000
 
 

@@ -16,7 +16,7 @@ WHERE %(low)s <= (SELECT COALESCE(sum(available_credits), 0) FROM credits
 """
 REMEMBER = """
 INSERT INTO low_balance_letters (user_id)
-SELECT lately.user_id FROM (SELECT DISTINCT user_id FROM credit_holds WHERE settled_at > now() - interval '1 day') AS lately
+SELECT lately.user_id FROM (SELECT DISTINCT user_id FROM usage_records WHERE created_at > now() - interval '1 day') AS lately
 WHERE %(low)s > (SELECT COALESCE(sum(available_credits + held_credits), 0) FROM credits
         WHERE credits.user_id = lately.user_id AND valid_from <= now() AND valid_until > now())
     AND EXISTS (SELECT FROM users WHERE users.user_id = lately.user_id AND users.is_active = 1)

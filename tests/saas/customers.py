@@ -59,3 +59,10 @@ def holds(database: PostgresDatabase) -> dict[int, dict[str, Any]]:
     with tenancy.as_system("a test looks"), database.postgres() as cursor:
         found = cursor.execute("SELECT * FROM credit_holds ORDER BY item_id").fetchall()
     return {row["item_id"]: row for row in found}
+
+
+def as_books(database: PostgresDatabase, statement: str, *values: Any) -> None:
+    """What no job left: written as the books' own role, which is nobody's to become but the migrating login's."""
+    with tenancy.as_system("a test writes the books"), database.postgres() as cursor:
+        cursor.execute("SET LOCAL ROLE invokeai_books")
+        cursor.execute(statement.encode(), values)

@@ -216,9 +216,7 @@ def test_a_starter_cannot_hide_a_forbidden_model(database, customer, name):
 
 # 48 frames of 128x128; 16 frames of 1280x128: the plan's maximum where the graph says nothing.
 @pytest.mark.parametrize(("field", "too_much", "held_at"), [("num_frames", 64, 18), ("width", 2048, 60)])
-def test_an_edge_that_feeds_frames_or_size_is_held_at_the_maximum_and_refused_when_it_runs(
-    database, customer, toy, field, too_much, held_at
-):
+def test_what_an_edge_decides_is_held_at_the_maximum_and_refused_when_it_runs(database, customer, toy, field, too_much, held_at):
     person, wanted = customer("pro"), clip(toy)
     add(wanted["batch"]["graph"], "number", "rand_int", low=too_much, high=too_much + 1)
     connect(wanted["batch"]["graph"], "number.value", f"denoise.{field}")

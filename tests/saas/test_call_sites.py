@@ -55,6 +55,8 @@ SYSTEM_WORK = {
     "accounts/tokens.py::forget_expired": "expired tokens of all users",
     "accounts/tokens.py::refresh": "looks for the account of a refresh token",
     "credits/adjust.py::adjust": "an admin changes somebody's credits",
+    "credits/events.py::_read": "holds and settlements of all users are told, each to its user",
+    "credits/statistics.py::_page": "an admin exports the books",
     "credits/reconcile.py::reconcile": "the books of all users",
     "credits/upkeep.py::expire_due": "the books of all users",
     "credits/upkeep.py::release_orphans": "the books of all users",

@@ -204,7 +204,7 @@ def test_a_shortage_is_told_in_the_documents_words(database):
     give(database, "ann", 90)
     with pytest.raises(InsufficientCredits) as refused:
         hold(database, "ann", 100)
-    body = refused.value.body
+    body = refused.value.body()
 
     assert {name: body[name] for name in ("error", "remaining_credits", "remaining_minutes", "required_credits")} == {
         "error": "insufficient_credits",

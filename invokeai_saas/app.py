@@ -7,7 +7,7 @@
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from invokeai_saas.accounts.model import AccessChange, Account, Accounts
 from invokeai_saas.accounts.setup import accounts_of, limiter_of
 from invokeai_saas.billing.setup import billing_of
 from invokeai_saas.billing.worker import InboxWorker
+from invokeai_saas.credits.events import CreditEvents
 from invokeai_saas.credits.reconcile import BooksCheck
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
@@ -111,7 +112,8 @@ def open_server(settings: Settings) -> Server:
     )
     books = BooksCheck(database, registry=operated.metrics.registry)
     background = _background(settings, parts, billing, pulse, books)
-    app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, background, billing)
+    loops = (background, billing, CreditEvents(database, _tell))
+    app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
 
@@ -201,6 +203,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.accounts import admin_api, api, stock_api
     from invokeai_saas.admin.api import dashboards_router
     from invokeai_saas.billing import api as billing_api
+    from invokeai_saas.credits import api as credits_api
     from invokeai_saas.jobs.api import queue_router
     from invokeai_saas.plans import api as plans_api
     from invokeai_saas.storage.api import files_router
@@ -212,7 +215,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, *plans_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
+    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -239,7 +242,7 @@ def _middleware(app: Any, settings: Settings, parts: Parts) -> Any:
     return IdentityMiddleware(served, parts.accounts, media=[path for _method, path in MEDIA] + ["/api/v1/stored/{key:path}"])
 
 
-def _lifespan(upstream: Any, parts: Parts, background: Any, billing: InboxWorker) -> Any:
+def _lifespan(upstream: Any, parts: Parts, loops: Sequence[Any]) -> Any:
     """InvokeAI's start as system work, one process at a time: it looks for default rows and then inserts them."""
 
     @asynccontextmanager
@@ -252,13 +255,13 @@ def _lifespan(upstream: Any, parts: Parts, background: Any, billing: InboxWorker
                     # InvokeAI reads it when it starts; whoever comes first makes it.
                     store.signing_secret(cursor)
                 state = await running.__aenter__()
-            background.start()
-            billing.start()
+            for loop in loops:
+                loop.start()
             try:
                 yield state
             finally:
-                billing.stop()
-                background.stop()
+                for loop in reversed(loops):
+                    loop.stop()
                 await running.__aexit__(None, None, None)
 
     return lifespan

@@ -45,7 +45,7 @@ VALUES (%(user_id)s, 'subscription', %(payment_intent)s, %(id)s, %(amount)s, %(c
     %(description)s, %(created)s)
 ON CONFLICT (stripe_invoice_id) DO UPDATE SET stripe_payment_intent_id = COALESCE(EXCLUDED.stripe_payment_intent_id,
     paid.stripe_payment_intent_id), amount = EXCLUDED.amount, status = EXCLUDED.status, credits = EXCLUDED.credits,
-    plan_slug = EXCLUDED.plan_slug, description = EXCLUDED.description, updated_at = clock_timestamp()
+    plan_slug = EXCLUDED.plan_slug, description = EXCLUDED.description, created_at = EXCLUDED.created_at, updated_at = clock_timestamp()
     WHERE paid.status IN ('pending', 'failed')
 """
 PACK_BEFORE = "SELECT status, credits FROM payments WHERE stripe_payment_intent_id = %s FOR UPDATE"
@@ -53,7 +53,7 @@ PACK_PAYMENT = """
 INSERT INTO payments AS paid (user_id, kind, stripe_payment_intent_id, amount, currency, status, credits, description, created_at)
 VALUES (%(user_id)s, 'pack', %(id)s, %(amount)s, %(currency)s, %(status)s, %(credits)s, %(description)s, %(created)s)
 ON CONFLICT (stripe_payment_intent_id) DO UPDATE SET status = EXCLUDED.status, credits = EXCLUDED.credits, amount = EXCLUDED.amount,
-    updated_at = clock_timestamp() WHERE paid.status IN ('pending', 'failed')
+    created_at = EXCLUDED.created_at, updated_at = clock_timestamp() WHERE paid.status IN ('pending', 'failed')
 """
 MONEY_BACK = """
 UPDATE payments SET amount_refunded = %(refunded)s, disputed = %(disputed)s, updated_at = clock_timestamp(),

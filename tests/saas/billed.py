@@ -123,13 +123,13 @@ def state_of(shop: Shop, user_id: str) -> dict[str, Any]:
     given = rows(
         database,
         """SELECT total_credits, held_credits, consumed_credits, expired_credits, revoked_credits, owed_credits, source, valid_from,
-            valid_until FROM credits WHERE user_id = %s ORDER BY source, valid_from, valid_until, total_credits""",
+            valid_until FROM credits WHERE user_id = %s ORDER BY source, valid_from, valid_until, total_credits, revoked_credits""",
         user_id,
     )
     paid = rows(
         database,
         """SELECT kind, amount, amount_refunded, currency, status, disputed, credits, plan_slug, description, created_at FROM payments
-        WHERE user_id = %s ORDER BY created_at, kind, amount, credits""",
+        WHERE user_id = %s ORDER BY created_at, kind, amount, credits, description, amount_refunded, disputed, status""",
         user_id,
     )
     return {"subscriptions": held, "credits": given, "payments": paid}

@@ -128,8 +128,8 @@ def _step(shop: Shop, gateway: Gateway, customer: str, user_id: str, prices: dic
     action = rng.choice(("subscribe", "subscribe", "wait", "wait", "month", "up", "down", "cancel", "go_on", "card", "pack", "refund", "dispute"))
     slug, part, number = rng.choice(list(PRICES)), rng.random(), rng.randrange(1_000_000)
     double, key = shop.double, f"{action}-{number}"
-    running = [each for each in gateway.subscriptions(customer) if each.status in LIVE]
-    held = running[0] if running else None
+    asks = action in ("subscribe", "up", "down", "cancel", "go_on")
+    held = next((each for each in gateway.subscriptions(customer) if each.status in LIVE), None) if asks else None
     urls = {"success_url": "https://x.example/", "cancel_url": "https://x.example/"}
     if action == "wait":
         double.wait(int(part * 12 * DAY))

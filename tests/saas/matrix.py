@@ -251,6 +251,8 @@ _OURS: dict[str, list[tuple[str, str, Kind, Any]]] = {
         ("POST", "/tester-plan/grant", "admin", {"user_id": "nobody"}),
         ("DELETE", "/tester-plan/grant/{grant_id}", "admin", None),
         ("GET", "/tester-plan/grants", "admin", None),
+        ("POST", "/credits/adjust", "admin", {"user_id": "nobody", "credits": 1, "reason": "a reason of the matrix"}),
+        ("GET", "/credits/{table}.csv", "admin", None),
         ("GET", "/dashboard/revenue", "admin", None),
         ("GET", "/dashboard/revenue.csv", "admin", None),
         ("GET", "/dashboard/usage", "admin", None),
@@ -265,7 +267,12 @@ _OURS: dict[str, list[tuple[str, str, Kind, Any]]] = {
         ("POST", "/reactivate", "list", None),
         ("POST", "/portal", "list", None),
     ],
-    "/api/v1/credits": [("POST", "/purchase", "list", {"pack": "small"})],
+    "/api/v1/credits": [
+        ("GET", "/balance", "list", None),
+        ("GET", "/transactions", "list", None),
+        ("GET", "/usage", "list", None),
+        ("POST", "/purchase", "list", {"pack": "small"}),
+    ],
     "/api/v1/webhooks": [("POST", "/stripe", "public", {"id": "evt_x"})],
     "/api/v1/stored": [("GET", "/{key}", "own", None)],
 }

@@ -51,7 +51,7 @@ CREATE TABLE payments (
     kind text NOT NULL CONSTRAINT payments_kind_is_known CHECK (kind IN ('subscription', 'pack')),
     stripe_payment_intent_id text CONSTRAINT payments_stripe_payment_intent_id_key UNIQUE,
     stripe_invoice_id text CONSTRAINT payments_stripe_invoice_id_key UNIQUE,
-    amount numeric(10, 2) NOT NULL CONSTRAINT payments_amount_not_negative CHECK (amount >= 0),
+    amount numeric(10, 2) NOT NULL,
     amount_refunded numeric(10, 2) NOT NULL DEFAULT 0,
     currency char(3) NOT NULL DEFAULT 'usd' CONSTRAINT payments_currency_is_lower_case CHECK (currency ~ '^[a-z]{3}$'),
     status text NOT NULL CONSTRAINT payments_status_is_known CHECK (status IN ('succeeded', 'pending', 'failed', 'refunded')),

@@ -1,5 +1,6 @@
 """Grants, refunds, expiry, and the books compared with themselves: what drifts is said."""
 
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -275,7 +276,7 @@ def test_the_check_raises_the_alarm_and_ends_it(busy, dsn, caplog):
 
 
 def test_the_command_says_what_does_not_agree(busy, dsn, monkeypatch, capsys):
-    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setenv("DATABASE_URL", f"postgresql:///?{dsn.replace(' ', '&')}")
     right = main(["credits", "reconcile"])
     said = capsys.readouterr().out
     as_owner(dsn, "DELETE FROM usage_records")
@@ -287,9 +288,7 @@ def test_the_command_says_what_does_not_agree(busy, dsn, monkeypatch, capsys):
 
 
 def test_the_command_speaks_json(busy, dsn, monkeypatch, capsys):
-    import json
-
-    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setenv("DATABASE_URL", f"postgresql:///?{dsn.replace(' ', '&')}")
     main(["credits", "reconcile", "--json"])
     answer = json.loads(capsys.readouterr().out)
 

@@ -2,7 +2,7 @@
 
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -15,6 +15,7 @@ from invokeai_saas.credits import adjust, service, statistics
 from invokeai_saas.credits.model import MOST_CREDITS, Balance
 from invokeai_saas.credits.statistics import Period
 from invokeai_saas.db import tenancy
+from invokeai_saas.web.idempotency import OnceDep
 
 credits_router = APIRouter(prefix="/v1/credits", tags=["credits"])
 admin_credits_router = APIRouter(
@@ -146,13 +147,12 @@ def get_usage(
     return UsageStats.model_validate({**found, "start_date": since, "end_date": until})
 
 
-@admin_credits_router.post("/adjust")
-def adjust_credits(body: Adjustment, caller: Caller, request: Request) -> CreditBalance:
+@admin_credits_router.post("/adjust", response_model=CreditBalance)
+def adjust_credits(body: Adjustment, caller: Caller, request: Request, once: OnceDep) -> Any:
     """Give somebody credits or take them, with a reason; the audit log keeps it."""
     accounts = web_of(request).accounts
-    return CreditBalance.of(
-        adjust.adjust(accounts, caller, user_id=body.user_id, credits=body.credits, reason=body.reason, days=body.days)
-    )
+    wanted = body.model_dump()
+    return once.in_transaction(lambda: CreditBalance.of(adjust.adjust(accounts, caller, **wanted)))
 
 
 @admin_credits_router.get("/{table}.csv", response_class=StreamingResponse)

@@ -29,6 +29,8 @@ _WORKFLOW = '\'{{"name": "n", "description": "d", "meta": {{"category": "user"}}
 _PRESET = "INSERT INTO style_presets (id, name, preset_data, user_id, is_public) VALUES "
 _PROMPT = "INSERT INTO system_prompts (id, name, content, user_id, is_public) VALUES "
 
+_PAID = "INSERT INTO payments (user_id, kind, stripe_payment_intent_id, amount, status, description) VALUES "
+_ONCE = "INSERT INTO idempotency_keys (user_id, route, key, body_hash, state, status) VALUES "
 _KEY = "INSERT INTO api_keys (key_id, user_id, key_hash, name, scopes) VALUES "
 
 
@@ -84,6 +86,12 @@ TABLES = {
         "worker_id",
         "worker_id",
         (),
+    ),
+    "idempotency_keys": Table(
+        _ONCE + "('{o}', 'POST /x', 'k', repeat('a', 64), 'done', 200)",
+        "user_id",
+        "answer",
+        (_ONCE + "('bob', 'POST /y', 'k', repeat('a', 64), 'done', 200)",),
     ),
     # Filled by the trigger of session_queue.
     "queue_turns": Table("SELECT 1", "user_id", "user_id", ("INSERT INTO queue_turns (user_id) VALUES ('bob2')",)),
@@ -221,6 +229,13 @@ TABLES = {
             "INSERT INTO tester_plan_grants (user_id, admin_user_id, valid_until, reason)"
             " VALUES ('ann', 'ann', now() + interval '1 day', 'because I can')",
         ),
+    ),
+    "billing_customers": Table("INSERT INTO billing_customers (stripe_customer_id, user_id) VALUES ('{o}', '{o}')", "user_id", "user_id", ()),
+    "payments": Table(
+        _PAID + "('{o}', 'pack', '{o}-payment', 5, 'succeeded', 'd')",
+        "stripe_payment_intent_id",
+        "description",
+        (_PAID + "('bob', 'pack', 'forged', 5, 'succeeded', 'd')", _PAID + "('ann', 'pack', 'forged', 5, 'succeeded', 'd')"),
     ),
     "user_invitations": Table(
         "INSERT INTO user_invitations (invitation_id, email, invited_by, invitation_code, expires_at)"

@@ -17,6 +17,10 @@ ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mai
 SYSTEM_ONLY |= ACCOUNT_SECRETS | {"rate_limits", "address_marks"}
 # 0008_import.sql: everybody's ids.
 SYSTEM_ONLY |= {"imported"}
+# 0012_admission.sql: which letters were written.
+SYSTEM_ONLY |= {"low_balance_letters"}
+# 0011_billing.sql: Stripe's ids and events, and marks of addresses.
+SYSTEM_ONLY |= {"billing_customers", "stripe_events", "customer_leases", "trials", "billing_marks"}
 # Runs as its owner, with the owner's policies: each one is looked at before it is added.
 DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video", "storage_announce", "storage_count", "storage_purge"}
 # 0010_credits.sql: the books' own role; who asks is compared with whose credits they are, or only the system may call.
@@ -30,6 +34,7 @@ NOT_GRANTED = {
     for command in ("INSERT", "UPDATE", "DELETE")
 }
 NOT_GRANTED |= {(table, command) for table in ACCOUNT_SECRETS | {"user_invitations"} for command in COMMANDS}
+NOT_GRANTED |= {("billing_customers", command) for command in COMMANDS} | {("payments", c) for c in ("INSERT", "UPDATE", "DELETE")}
 # Made with one's first job, served by the claim.
 NOT_GRANTED |= {("queue_turns", "UPDATE"), ("queue_turns", "DELETE")}
 # 0010_credits.sql: read, and moved by the books' functions only.

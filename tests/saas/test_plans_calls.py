@@ -107,11 +107,26 @@ def test_a_call_behind_an_iterate_runs_its_workflow_as_often():
         {"id": "each", "type": "iterate"},
         {"id": "seed", "type": "integer"},
         call(),
-        edges=("list.collection > each.collection", "each.item > seed.value", f"seed.value > call.{EXPOSE}noise::seed"),
+        edges=("list.collection > each.collection", "each.item > seed.value", f"seed.value > call.{EXPOSE}aside::value"),
     )
-    found = read(made, {"w": flux_workflow()})
+    # Nothing that the edge feeds leads to the picture: the whole workflow runs again all the same.
+    aside = workflow(*still_nodes("flux"), {"id": "aside", "type": "integer"}, edges=STILL_EDGES, exposed=("aside.value",))
+    found = read(made, {"w": aside})
 
     assert ({each.times for each in (*found.jobs, *found.sizes)}, found.repeats) == ({9}, 9)
+
+
+def test_a_call_inside_of_a_called_workflow_repeats_with_the_outer_one():
+    middle = workflow(call("w", "inner"), {"id": "aside", "type": "integer"}, exposed=("aside.value",))
+    made = graph(
+        {"id": "list", "type": "range_of_size", "size": 4},
+        {"id": "each", "type": "iterate"},
+        {"id": "n", "type": "integer"},
+        call("middle"),
+        edges=("list.collection > each.collection", "each.item > n.value", f"n.value > call.{EXPOSE}aside::value"),
+    )
+
+    assert read(made, {"middle": middle, "w": flux_workflow()}).jobs[0].times == 4
 
 
 def test_iterations_outside_and_inside_of_nested_calls_multiply():

@@ -5,57 +5,17 @@ from decimal import Decimal
 from itertools import product
 
 import pytest
-from invokeai.app.invocations.fields import ImageField, LatentsField
+from saas.gated import SLUGS, answer, image, refusal, video
+from saas.gated import entitlements as entitlements
 from saas.plan_graphs import MODELS, batch, clip, graph, model, read, still, still_nodes
 
-from invokeai_saas.db import tenancy
-from invokeai_saas.db.database import PostgresDatabase
-from invokeai_saas.plans import catalog, gate
-from invokeai_saas.plans.demands import Demands, JobDemand, Model, ProviderCall, SizeDemand
-from invokeai_saas.plans.errors import OverLimit, PlanForbids, PlanRefused, UnreadableGraph
-from invokeai_saas.plans.model import Entitlement, Plan
+from invokeai_saas.plans import gate
+from invokeai_saas.plans.demands import Demands, ProviderCall, SizeDemand
+from invokeai_saas.plans.errors import PlanForbids
+from invokeai_saas.plans.model import Plan
 
-SLUGS = ["enterprise", "pro", "starter", "studio", "tester", "trial"]
 FAMILIES = ["animatediff", "svd", "z-image-video", "hunyuan-video", "wan"]
 GB = 1_000_000_000
-
-
-@pytest.fixture(scope="module")
-def entitlements(cluster) -> dict[str, Entitlement]:
-    """Each plan as somebody on it has it, read from the migrated database."""
-    dsn = cluster.clone()
-    database = PostgresDatabase(dsn, pool_size=1)
-    try:
-        with tenancy.as_system("test"), database.postgres() as cursor:
-            none = catalog.entitlement_of(cursor, "nobody")
-    finally:
-        database.close()
-        cluster.drop(dsn)
-    assert sorted(plan.slug for plan in none.catalog) == SLUGS
-    return {plan.slug: replace(none, plan=plan, status="active") for plan in none.catalog}
-
-
-def refusal(entitlement: Entitlement, demands: Demands, **also) -> PlanRefused | None:
-    try:
-        gate.check(entitlement, demands, **also)
-    except PlanRefused as error:
-        return error
-    return None
-
-
-def answer(entitlement: Entitlement, demands: Demands, **also) -> tuple[int, str]:
-    refused = refusal(entitlement, demands, **also)
-    return (200, "ok") if refused is None else (refused.status, refused.code)
-
-
-def video(family: str = "animatediff", *, frames: int = 1, width: int = 16, height: int = 16, **also) -> Demands:
-    job = JobDemand(kind="video", node_type="n", node_path="n", base=family, width=width, height=height, frames=frames, steps=1, **also)
-    return Demands(jobs=(job,))
-
-
-def image(base: str = "sd-1", *, width: int | None = 16, height: int | None = 16, steps: int | None = 1, **also) -> Demands:
-    job = JobDemand(kind="image", node_type="n", node_path="n", base=base, width=width, height=height, steps=steps, **also)
-    return Demands(jobs=(job,), models=(Model(key="k", name="m", base=base, type="main"),))
 
 
 def allowed_families(plan: Plan) -> list[str]:
@@ -251,95 +211,6 @@ def test_without_a_running_plan_nothing_is_allowed(entitlements, status, suspend
 
 def test_past_due_within_the_grace_goes_on(entitlements):
     assert answer(replace(entitlements["pro"], status="past_due"), image()) == (200, "ok")
-
-
-# What is open until it runs.
-
-
-def test_what_is_open_is_held_at_the_plans_maximum(entitlements):
-    made = graph(
-        *still_nodes("sd-1"),
-        {"id": "r", "type": "rand_int"},
-        {"id": "list", "type": "range_of_size"},
-        {"id": "each", "type": "iterate"},
-        edges=(
-            "loader.unet > denoise.unet", "noise.noise > denoise.noise", "r.value > noise.width", "r.value > denoise.steps",
-            "r.value > list.size", "list.collection > each.collection", "each.item > noise.seed",
-        ),
-    )  # fmt: skip
-    demands, entitled = read(made), entitlements["starter"]
-    gate.check(entitled, demands)
-    filled = gate.fill_maxima(demands, entitled.plan)
-    job = filled.jobs[0]
-
-    assert (job.width, job.height, job.steps, job.times, job.upper_bound) == (2048, 512, 100, 50, True)
-    assert (filled.sizes[0].width, filled.sizes[0].height, filled.repeats) == (2048, 512, 50)
-
-
-def test_the_open_side_is_as_large_as_the_known_one_leaves_room_for(entitlements):
-    pro = entitlements["pro"].plan
-    sides = [(1000, None), (720, None), (None, 1280), (None, None), (None, 64)]
-    filled = [gate.fill_maxima(video(width=width, height=height), pro).jobs[0] for width, height in sides]
-
-    assert [(job.width, job.height) for job in filled] == [(1000, 720), (720, 1280), (720, 1280), (1280, 720), (1280, 64)]
-
-
-def test_the_known_side_of_an_open_size_is_judged_alone(entitlements):
-    assert answer(entitlements["pro"], video(width=None, height=1281)) == (400, "resolution_over_limit")
-    assert answer(entitlements["pro"], video(width=None, height=1280)) == (200, "ok")
-
-
-@pytest.mark.parametrize(("limits", "demands"), [
-    ({"max_image_long_side": None}, image(width=None)),
-    ({"max_steps": None}, image(steps=None)),
-    ({"max_repeats": None}, replace(image(), repeats=None)),
-    ({"max_video_frames": None}, video(frames=None)),
-])  # fmt: skip
-def test_what_is_open_and_has_no_maximum_is_refused(entitlements, limits, demands):
-    entitled = replace(entitlements["enterprise"], plan=replace(entitlements["enterprise"].plan, **limits))
-    refused = refusal(entitled, demands)
-
-    assert (type(refused), refused.code) == (UnreadableGraph, "decided_while_running")
-    with pytest.raises(OverLimit):
-        gate.fill_maxima(demands, entitled.plan)
-
-
-def test_a_node_is_looked_at_again_with_its_real_values(entitlements):
-    values = {"latents": LatentsField(latents_name="l"), "steps": 20, "unet": {"unet": model("sd-1")}}
-    sizes = {"fits": (2048, 2048), "wide": (2049, 64)}
-
-    def run(slug: str, name: str, **changed) -> None:
-        asked = values | {"latents": LatentsField(latents_name=name)} | changed
-        gate.check_node(entitlements[slug], "denoise_latents", asked, model_base=MODELS.get, latents_size=sizes.get)
-
-    run("starter", "fits")
-    with pytest.raises(OverLimit, match="up to 2048x2048"):
-        run("starter", "wide")
-    with pytest.raises(OverLimit, match="100 steps"):
-        run("starter", "fits", steps=101)
-    with pytest.raises(PlanForbids, match="flux"):
-        run("starter", "fits", unet={"unet": model("flux", "sd-1")})
-
-
-@pytest.mark.parametrize(("node_type", "values", "allowed"), [
-    ("noise", {"width": 2048, "height": 2048}, True),
-    ("noise", {"width": 2056, "height": 64}, False),
-    ("animatediff_denoise", {"width": 512, "height": 512, "num_frames": 16, "steps": 10}, True),
-    ("animatediff_denoise", {"width": 512, "height": 512, "num_frames": 17, "steps": 10}, False),
-    ("svd_denoise", {"num_frames": 14, "steps": 10, "image": ImageField(image_name="x")}, False),
-    ("range_of_size", {"size": 20_000}, False),
-    ("img_blur", {"radius": 9_999}, True),
-    ("img_pad_crop", {"image": ImageField(image_name="x"), "left": 0, "right": 2_000, "top": 0, "bottom": 0}, False),
-    ("openai_image_generation", {"num_images": 1, "width": 512, "height": 512}, False),
-])  # fmt: skip
-def test_nodes_of_every_kind_are_looked_at_again(entitlements, node_type, values, allowed):
-    try:
-        gate.check_node(entitlements["starter"], node_type, values, model_base=MODELS.get, image_size={"x": (512, 512)}.get)
-        passed = True
-    except PlanRefused:
-        passed = False
-
-    assert passed is allowed
 
 
 # Whole graphs.

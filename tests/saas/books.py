@@ -116,4 +116,3 @@ def remaining(database: PostgresDatabase, user_id: str) -> int:
 def drift(database: PostgresDatabase) -> list[dict[str, Any]]:
     """What is wrong, by a sum that shares nothing with the code under test."""
     return rows(database, DRIFT)
-

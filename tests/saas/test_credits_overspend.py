@@ -87,7 +87,8 @@ def test_holds_of_many_sizes_over_many_grants_never_overdraw(database, dsn):
 
 def grants_add_up(database) -> bool:
     query = """SELECT bool_and(held_credits = COALESCE(held, 0) AND available_credits = total_credits - held_credits) AS right
-        FROM credits LEFT JOIN (SELECT credit_id, sum(part)::int AS held FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, part)
+        FROM credits LEFT JOIN (SELECT credit_id, sum(part)::int AS held
+            FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, part)
             GROUP BY credit_id) AS open USING (credit_id)"""
     return bool(rows(database, query)[0]["right"])
 
@@ -239,7 +240,8 @@ def test_a_hold_draws_from_what_ends_soonest_and_gives_back_in_reverse(database)
     held = dict_of(database, "held_credits")
     rows(
         database,
-        "INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, lease_until, gpu_seconds) VALUES (%s, 1, 'ann', 'w', now(), 25)",
+        "INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, lease_until, gpu_seconds)"
+        " VALUES (%s, 1, 'ann', 'w', now(), 25)",
         item,
     )
     rows(database, "UPDATE session_queue SET status = 'in_progress' WHERE item_id = %s", item)

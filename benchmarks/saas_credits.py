@@ -2,8 +2,8 @@
 
 Both commit each of their transactions (fsync on), send it in one message through the same driver and prepare nothing. The hold is a
 tenant's: the connection has the tenants' role, as the pool's have, the transaction enters the user's context, policies apply, the grant of
-one of many users is updated, the hold is inserted. Prints transactions/s, p50, p95, p99 of each and the ratio (bound: 0.5); then, without bound, the same for one
-user whose holds all wait for one row, and for users who draw from ten grants.
+one of many users is updated, the hold is inserted. Prints transactions/s, p50, p95, p99 of each and the ratio (bound: 0.5); then, without
+bound, the same for one user whose holds all wait for one row, and for users who draw from ten grants.
 
     python benchmarks/saas_credits.py [--rounds 5] [--seconds 3] [--connections 32]
 """
@@ -55,7 +55,7 @@ def bare_commands(start: int) -> Commands:
 
 
 def hold_commands(items: list[tuple[int, str]]) -> Commands:
-    """Each queue item's hold, as its owner, whole: the context is entered and left with the statement, the connection has the tenants' role."""
+    """Each queue item's hold, as its owner: the context is entered and left with the statement, the role is the connection's."""
     for item, user in items:
         name = user.encode()
         yield b"SELECT set_config('app.current_user_id', '%s', true), credits_hold('%s', '{%d}', '{25}')" % (name, name, item)

@@ -18,9 +18,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.web.idempotency import OnceDep
 
 credits_router = APIRouter(prefix="/v1/credits", tags=["credits"])
-admin_credits_router = APIRouter(
-    prefix="/v1/admin/credits", tags=["admin"], dependencies=[limited_caller("admin"), Depends(admins_only)]
-)
+admin_credits_router = APIRouter(prefix="/v1/admin/credits", tags=["admin"], dependencies=[limited_caller("admin"), Depends(admins_only)])
 ROUTERS = (credits_router, admin_credits_router)
 TransactionType = Literal["generation", "subscription_renewal", "purchase", "admin_grant", "refund", "trial", "expiry", "promotion"]
 

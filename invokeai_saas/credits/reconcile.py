@@ -43,7 +43,8 @@ SELECT 'held credits and holds differ', credits.user_id, credit_id::text, held_c
 FROM credits LEFT JOIN open USING (credit_id) WHERE held_credits <> COALESCE(open.amount, 0)
 UNION ALL
 SELECT 'ledger line without a grant', credit_transactions.user_id, id::text, 0, amount
-FROM credit_transactions LEFT JOIN credits USING (credit_id) WHERE credits.credit_id IS NULL OR credits.user_id <> credit_transactions.user_id
+FROM credit_transactions LEFT JOIN credits USING (credit_id)
+WHERE credits.credit_id IS NULL OR credits.user_id <> credit_transactions.user_id
 UNION ALL
 SELECT 'hold draws another amount', user_id, item_id::text, amount, (SELECT sum(part) FROM unnest(drawn_amounts) AS part)
 FROM credit_holds WHERE amount <> (SELECT sum(part) FROM unnest(drawn_amounts) AS part)

@@ -1,5 +1,6 @@
 """Grants, refunds, expiry, and the books compared with themselves: what drifts is said."""
 
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -38,9 +39,7 @@ def parts(database) -> dict[str, int]:
 def test_a_reference_is_granted_once(database):
     assert [give(database, "ann", 100, reference="invoice-1") for _ in range(3)] == [True, False, False]
     assert remaining(database, "ann") == 100
-    assert rows(database, "SELECT amount, transaction_type FROM credit_transactions") == [
-        {"amount": 100, "transaction_type": "purchase"}
-    ]
+    assert rows(database, "SELECT amount, transaction_type FROM credit_transactions") == [{"amount": 100, "transaction_type": "purchase"}]
 
 
 @pytest.mark.parametrize(("user", "credits"), [("bob", 100), ("ann", 101)])
@@ -67,9 +66,7 @@ def test_a_window_in_the_past_or_reversed_changes_nothing(database, begins, ends
     with pytest.raises(BadCredits), tenancy.as_system("a test grants"), database.postgres() as cursor:
         service.grant(cursor, user_id="ann", credits=5, source="purchase", description="d", **window)
     with pytest.raises(psycopg.errors.CheckViolation), tenancy.as_system("a test grants"), database.postgres() as cursor:
-        cursor.execute(
-            "SELECT credits_grant('ann', 5, 'purchase', %s, %s, 'd', NULL)", (window["valid_from"], window["valid_until"])
-        )
+        cursor.execute("SELECT credits_grant('ann', 5, 'purchase', %s, %s, 'd', NULL)", (window["valid_from"], window["valid_until"]))
 
     assert rows(database, "SELECT 1 FROM credits") == []
 
@@ -185,7 +182,9 @@ def test_a_grant_that_somebody_works_with_expires_the_next_time(database, dsn):
 def test_a_hold_whose_job_is_gone_goes_back_and_is_an_error(database, dsn, caplog):
     give(database, "ann", 100)
     [item] = hold(database, "ann", 40)
-    as_owner(dsn, "ALTER TABLE session_queue DISABLE TRIGGER USER; DELETE FROM session_queue; ALTER TABLE session_queue ENABLE TRIGGER USER")
+    as_owner(
+        dsn, "ALTER TABLE session_queue DISABLE TRIGGER USER; DELETE FROM session_queue; ALTER TABLE session_queue ENABLE TRIGGER USER"
+    )
     early = upkeep.release_orphans(database)
     with caplog.at_level(logging.ERROR):
         late = upkeep.release_orphans(database, older_than=timedelta(0))
@@ -275,7 +274,7 @@ def test_the_check_raises_the_alarm_and_ends_it(busy, dsn, caplog):
 
 
 def test_the_command_says_what_does_not_agree(busy, dsn, monkeypatch, capsys):
-    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setenv("DATABASE_URL", f"postgresql:///?{dsn.replace(' ', '&')}")
     right = main(["credits", "reconcile"])
     said = capsys.readouterr().out
     as_owner(dsn, "DELETE FROM usage_records")
@@ -287,9 +286,7 @@ def test_the_command_says_what_does_not_agree(busy, dsn, monkeypatch, capsys):
 
 
 def test_the_command_speaks_json(busy, dsn, monkeypatch, capsys):
-    import json
-
-    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setenv("DATABASE_URL", f"postgresql:///?{dsn.replace(' ', '&')}")
     main(["credits", "reconcile", "--json"])
     answer = json.loads(capsys.readouterr().out)
 

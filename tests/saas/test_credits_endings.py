@@ -115,7 +115,9 @@ class Endings:
                 self.end_one(job, "complete")
 
     def _finish(self, job: Job, status: str, error: str | None = None) -> None:
-        rows(self.database, "UPDATE job_attempts SET state = 'finished', ended_at = now() WHERE item_id = %s AND state = 'running'", job.item)
+        rows(
+            self.database, "UPDATE job_attempts SET state = 'finished', ended_at = now() WHERE item_id = %s AND state = 'running'", job.item
+        )
         rows(self.database, "UPDATE session_queue SET status = %s, error_type = %s WHERE item_id = %s", status, error, job.item)
 
     def _complete(self, job: Job) -> None:

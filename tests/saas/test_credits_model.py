@@ -37,7 +37,8 @@ FOUND = """SELECT available_credits AS a, held_credits AS h, consumed_credits AS
     owed_credits AS o, total_credits AS total,
     (SELECT sum(amount)::int FROM credit_transactions AS line WHERE line.credit_id = credits.credit_id) AS ledger
 FROM credits WHERE user_id = %s ORDER BY reference_id"""
-STATES = "SELECT count(*) FILTER (WHERE state = 'held')::int AS open, COALESCE(sum(amount) FILTER (WHERE state = 'held'), 0)::int AS held FROM credit_holds WHERE user_id = %s"
+STATES = """SELECT count(*)::int AS open, COALESCE(sum(amount), 0)::int AS held FROM credit_holds
+WHERE user_id = %s AND state = 'held'"""
 credits_asked = st.integers(1, 60)
 numbers = itertools.count(1)
 

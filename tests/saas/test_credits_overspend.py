@@ -87,7 +87,8 @@ def test_holds_of_many_sizes_over_many_grants_never_overdraw(database, dsn):
 
 def grants_add_up(database) -> bool:
     query = """SELECT bool_and(held_credits = COALESCE(held, 0) AND available_credits = total_credits - held_credits) AS right
-        FROM credits LEFT JOIN (SELECT credit_id, sum(part)::int AS held FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, part)
+        FROM credits LEFT JOIN (SELECT credit_id, sum(part)::int AS held
+            FROM credit_holds, unnest(drawn, drawn_amounts) AS d (credit_id, part)
             GROUP BY credit_id) AS open USING (credit_id)"""
     return bool(rows(database, query)[0]["right"])
 
@@ -237,7 +238,12 @@ def test_a_hold_draws_from_what_ends_soonest_and_gives_back_in_reverse(database)
     give(database, "ann", 10, days=1, reference="A")
     [item] = hold(database, "ann", JobHold(30))
     held = dict_of(database, "held_credits")
-    rows(database, "INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, lease_until, gpu_seconds) VALUES (%s, 1, 'ann', 'w', now(), 25)", item)
+    rows(
+        database,
+        "INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, lease_until, gpu_seconds)"
+        " VALUES (%s, 1, 'ann', 'w', now(), 25)",
+        item,
+    )
     rows(database, "UPDATE session_queue SET status = 'in_progress' WHERE item_id = %s", item)
     rows(database, "UPDATE session_queue SET status = 'completed' WHERE item_id = %s", item)
 
@@ -250,7 +256,10 @@ def test_credits_of_another_time_are_not_drawn(database, dsn):
     give(database, "ann", 50, reference="ended")
     give(database, "ann", 50, reference="begins")
     give(database, "ann", 5, reference="now")
-    as_owner(dsn, "UPDATE credits SET valid_until = now() - interval '1 second', valid_from = now() - interval '1 day' WHERE reference_id = 'ended'")
+    as_owner(
+        dsn,
+        "UPDATE credits SET valid_until = now() - interval '1 second', valid_from = now() - interval '1 day' WHERE reference_id = 'ended'",
+    )
     as_owner(dsn, "UPDATE credits SET valid_from = now() + interval '1 day' WHERE reference_id = 'begins'")
     with pytest.raises(InsufficientCredits) as refused:
         hold(database, "ann", 6)

@@ -121,6 +121,7 @@ def _fetch(gateway: customers.Gateway, customer: str, ref: Ref, snapshot: Snapsh
         intent = gateway.session_payment(ref.id)
         if intent is not None:
             _fetch_payment(gateway, intent, ref, snapshot)
+            return
     # Any of them may have changed what runs; asked once.
     snapshot.of.setdefault((ref.kind, ref.id), []).append(ref)
     if ref.kind != "payment_intent" and snapshot.subscriptions is None:
@@ -145,7 +146,7 @@ def _apply(billing: Billing, taken: Taken, snapshot: Snapshot) -> list[Subscript
             return []
         turn = apply.begin(billing, cursor, user_id)
         if snapshot.subscriptions is not None:
-            everybody = [ref for ref in taken.refs if ref.kind != "payment_intent"]
+            everybody = [ref for ref in taken.refs if ref.kind in ("subscription", "invoice", "checkout_session", "everything")]
             with apply.in_savepoint(cursor, lambda error: wrong.update(dict.fromkeys(everybody, error))):
                 apply.subscriptions(turn, snapshot.subscriptions)
         for payment in sorted(snapshot.payments.values(), key=lambda each: (each.paid_at, each.id)):

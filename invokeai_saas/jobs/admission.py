@@ -118,7 +118,8 @@ class Admission:
         with self.database.postgres() as cursor:
             held = cursor.execute(RUN, {"root": item.root_item_id or item.item_id}).fetchone()
             entitlement = entitlement_of(cursor, item.user_id)
-        limit, detail = None, {}
+        limit: float | None = None
+        detail: dict[str, Any] = {}
         if held is not None and held["state"] == "held":
             detail = held["detail"] or {}
             limit = STOP_AT_HOLDS * held["amount"] + detail.get("load_seconds", 0) - held["used_seconds"]

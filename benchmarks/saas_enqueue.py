@@ -46,7 +46,7 @@ ENQUEUE = (
     b"SELECT count(*) FROM session_queue WHERE queue_id = 'default' AND user_id = '%(user)s' AND status = 'pending';"
     b"INSERT INTO session_queue (queue_id, batch_id, session, session_id, user_id)"
     b" VALUES ('default', 'b', '{}', gen_random_uuid()::text, '%(user)s');"
-    b"SELECT credits_hold('%(user)s', ARRAY[lastval()], '{25}'); COMMIT"
+    b"SELECT credits_hold('%(user)s', ARRAY[lastval()], '{25}', '{}', '{}', '{}'); COMMIT"
 )
 
 

@@ -21,7 +21,7 @@ HOLDS = int(os.environ.get("SAAS_SOAK_HOLDS", "1000"))
 CONNECTIONS = 64
 OPEN_SUM = "SELECT COALESCE(sum(amount), 0)::int AS held, count(*)::int AS holds FROM credit_holds WHERE state = 'held'"
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-CALL = "SELECT set_config('app.current_user_id', 'ann', true), credits_hold('ann', %s, %s)"
+CALL = "SELECT set_config('app.current_user_id', 'ann', true), credits_hold('ann', %s, %s, '{}', '{}', '{}')"
 
 
 def race(dsn: str, amounts: list[int], *, connections: int = CONNECTIONS) -> list[str]:

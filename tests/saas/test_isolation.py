@@ -210,7 +210,7 @@ def test_definer_functions_are_those_that_were_looked_at(filled):
 
 def test_tenants_call_the_books_for_themselves_and_the_rest_of_them_not_at_all(connection):
     calls = (
-        "credits_hold('bob', '{1}', '{1}')",
+        "credits_hold('bob', '{1}', '{1}', '{}', '{}', '{}')",
         "credits_grant('ann', 9, 'purchase', now(), now() + interval '1 day', 'd', NULL)",
         "credits_take_back('bob', 1, 'purchase', 'bob-pack', 'k', 'r')",
         "credits_give_back('bob-refund', 'r')",

@@ -199,8 +199,7 @@ CREATE FUNCTION credits_now() RETURNS timestamptz LANGUAGE sql STABLE RETURN now
 -- themself; who asks is still to be seen in the setting of SET ROLE. The usual case is one item and one grant that covers it: one
 -- statement, two rows. The update looks at the newest row, also after it waited for it.
 CREATE FUNCTION credits_hold(
-    p_user text, p_item bigint[], p_amount integer[], p_provider integer[] DEFAULT '{}', p_tier text[] DEFAULT '{}',
-    p_detail jsonb[] DEFAULT '{}'
+    p_user text, p_item bigint[], p_amount integer[], p_provider integer[], p_tier text[], p_detail jsonb[]
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     item bigint := p_item[1];

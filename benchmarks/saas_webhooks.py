@@ -90,7 +90,12 @@ def events_of(shop: Any, number: int) -> tuple[list[str], int]:
 
     for each in range((number + 1) // 2):
         user_id = f"buyer-{each}"
-        rows(shop.billing.database, "INSERT INTO users (user_id, email, password_hash) VALUES (%s, %s, '')", user_id, f"{user_id}@example.com")
+        rows(
+            shop.billing.database,
+            "INSERT INTO users (user_id, email, password_hash) VALUES (%s, %s, '')",
+            user_id,
+            f"{user_id}@example.com",
+        )
         customer = shop.billing.gateway.make_customer(user_id=user_id, email="b@example.com", name=None, key=user_id)
         rows(shop.billing.database, "INSERT INTO billing_customers (stripe_customer_id, user_id) VALUES (%s, %s)", customer, user_id)
         urls = {"success_url": "https://x.example/", "cancel_url": "https://x.example/"}

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from invokeai_saas.accounts.store import Cursor
 from invokeai_saas.billing import apply, customers, inbox
 from invokeai_saas.billing.errors import Busy, Fenced, StripeObjectGone, StripeUnavailable
+from invokeai_saas.billing.gateway import Gateway
 from invokeai_saas.billing.inbox import Ref, Taken
 from invokeai_saas.billing.model import Billing, InvoiceFacts, PaymentFacts, SubscriptionFacts
 from invokeai_saas.db import tenancy
@@ -107,7 +109,7 @@ def fetch(billing: Billing, taken: Taken) -> Snapshot:
     return snapshot
 
 
-def _fetch(gateway: customers.Gateway, customer: str, ref: Ref, snapshot: Snapshot) -> None:
+def _fetch(gateway: Gateway, customer: str, ref: Ref, snapshot: Snapshot) -> None:
     if ref.kind == "everything":
         for invoice in gateway.invoices(customer):
             snapshot.invoices[invoice.id] = invoice
@@ -128,7 +130,7 @@ def _fetch(gateway: customers.Gateway, customer: str, ref: Ref, snapshot: Snapsh
         snapshot.subscriptions = gateway.subscriptions(customer)
 
 
-def _fetch_payment(gateway: customers.Gateway, intent: str, ref: Ref, snapshot: Snapshot) -> None:
+def _fetch_payment(gateway: Gateway, intent: str, ref: Ref, snapshot: Snapshot) -> None:
     if intent not in snapshot.payments:
         snapshot.payments[intent] = gateway.payment(intent)
     snapshot.of.setdefault(("payment_intent", intent), []).append(ref)
@@ -166,7 +168,7 @@ def _apply(billing: Billing, taken: Taken, snapshot: Snapshot) -> list[Subscript
     return turn.duplicates
 
 
-def _postpone(billing: Billing, cursor: apply.Cursor, ref: Ref, error: Exception) -> None:
+def _postpone(billing: Billing, cursor: Cursor, ref: Ref, error: Exception) -> None:
     if ref.events:
         inbox.postpone(cursor, ref.events, error=f"{type(error).__name__}: {error}", most=billing.policy.max_attempts)
     # An outage of Stripe is no news; what a person must look at is.

@@ -52,6 +52,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from invokeai_saas.accounts import commands as accounts
+    from invokeai_saas.billing import commands as billing
+    from invokeai_saas.credits import commands as credits
     from invokeai_saas.db import commands as database
     from invokeai_saas.importing import commands as importing
     from invokeai_saas.operating import commands as operating
@@ -60,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     start = commands.add_parser("serve", help="start the server", description="Start the server; settings come from the environment.")
     start.set_defaults(func=_serve)
-    for add_commands in (database.add_commands, importing.add_commands, accounts.add_commands, operating.add_commands):
-        add_commands(commands)
+    for domain in (database, importing, accounts, billing, credits, operating):
+        domain.add_commands(commands)
     return parser
 
 

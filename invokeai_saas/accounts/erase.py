@@ -30,9 +30,16 @@ ERASE_ROWS = {
     "one_time_tokens": "DELETE FROM one_time_tokens WHERE user_id = %s",
     "api_keys": "DELETE FROM api_keys WHERE user_id = %s",
     "mail_outbox": "DELETE FROM mail_outbox WHERE user_id = %s",
+    "idempotency_keys": "DELETE FROM idempotency_keys WHERE user_id = %s",
+    "low_balance_letters": "DELETE FROM low_balance_letters WHERE user_id = %s",
 }
 # Without an address or anything else that says who it was.
 KEPT = {"users", "saas_users", "job_attempts", "stored_objects", "storage_used"}
+# The books: a deletion settles what was held and rewrites nothing.
+KEPT |= {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
+KEPT |= {"user_subscriptions", "tester_plan_grants"}
+# Stripe's id of who it was goes when Stripe has forgotten them too (billing/upkeep.py).
+KEPT |= {"payments", "billing_customers"}
 BLANK_USER = """
 UPDATE users SET email = 'deleted-' || user_id || '@deleted.invalid', display_name = NULL, password_hash = '', is_active = 0, is_admin = 0,
     last_login_at = NULL, token_epoch = token_epoch + 1

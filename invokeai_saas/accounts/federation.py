@@ -43,7 +43,10 @@ def _link(accounts: Accounts, cursor: Cursor, subject: str, claims: dict[str, An
         tokens.void_links(cursor, account.user_id)
     cursor.execute(LINK, (subject, account.user_id))
     store.mark_address(cursor, account.email)
-    return store.by_id(cursor, account.user_id)
+    linked = store.by_id(cursor, account.user_id)
+    if account.email_verified_at is None and linked is not None:
+        accounts.verified(cursor, linked)
+    return linked
 
 
 def _with_claimed_role(accounts: Accounts, cursor: Cursor, account: Account, claims: dict[str, Any]) -> Account:

@@ -113,3 +113,5 @@ class Accounts:
     access_changed: Callable[[AccessChange], None] = lambda change: None
     erasers: tuple[Callable[[str], None], ...] = ()
     verify_oidc: Callable[[str], dict[str, Any]] | None = None
+    # Runs inside the transaction that proves an account's address for the first time: a trial begins.
+    verified: Callable[[Any, Account], object] = lambda cursor, account: None

@@ -73,6 +73,7 @@ def verify_email(accounts: Accounts, secret: str) -> Verified:
         tokens.void_links(cursor, account.user_id)
         first_time = store.mark_address(cursor, account.email)
         account = _demand(store.by_id(cursor, account.user_id))
+        accounts.verified(cursor, account)
         return Verified(account, tokens.open_family(accounts, cursor, account), first_time)
 
 
@@ -143,6 +144,8 @@ def reset_password(accounts: Accounts, *, secret: str, password: str) -> None:
         account, _ = _spend(cursor, secret, "reset")
         replace_password(accounts, cursor, account, password_hash)
         cursor.execute(MARK_VERIFIED, (account.user_id,))
+        if account.email_verified_at is None:
+            accounts.verified(cursor, account)
 
 
 def change_password(accounts: Accounts, caller: Principal, *, old: str, new: str) -> tuple[Account, tokens.Tokens]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from invokeai_saas.accounts.mail import SmtpTransport
-from invokeai_saas.accounts.model import AccessChange, AccountPolicy, Accounts
+from invokeai_saas.accounts.model import AccessChange, Account, AccountPolicy, Accounts
 from invokeai_saas.accounts.oidc import OidcVerifier
 from invokeai_saas.accounts.rate_limits import PostgresStorage, RateLimiter
 from invokeai_saas.db.database import PostgresDatabase
@@ -17,15 +18,16 @@ def accounts_of(
     *,
     access_changed: Callable[[AccessChange], None] = lambda change: None,
     erasers: tuple[Callable[[str], None], ...] = (),
+    verified: Callable[[Any, Account], object] = lambda cursor, account: None,
 ) -> Accounts:
-    """`access_changed` tells live sockets and running jobs; `erasers` journal the deletion of a user's files."""
+    """`access_changed` tells live sockets and running jobs; `erasers` journal the deletion of a user's files; `verified` begins trials."""
     policy = AccountPolicy(
         access=timedelta(seconds=settings.access_token_seconds),
         public_url=settings.public_url,
         signup_open=settings.signup_open,
         oidc_role_claim=settings.oidc_role_claim,
     )
-    return Accounts(database, policy, access_changed, erasers, verifier_of(settings))
+    return Accounts(database, policy, access_changed, erasers, verifier_of(settings), verified)
 
 
 def verifier_of(settings: Settings) -> OidcVerifier | None:

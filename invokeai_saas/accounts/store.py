@@ -78,9 +78,13 @@ def kept_signing_secret(database: PostgresDatabase) -> str:
 
 def mark_address(cursor: Cursor, email: str) -> bool:
     """Remember a verified address beyond the account's deletion, as a keyed hash; returns whether it is new here."""
-    key = _secret(cursor, ADDRESS_MARKS)
-    cursor.execute(MARK_ADDRESS, (hmac.new(key.encode(), email.lower().encode(), "sha256").hexdigest(),))
+    cursor.execute(MARK_ADDRESS, (keyed_mark(cursor, email.lower()),))
     return cursor.rowcount == 1
+
+
+def keyed_mark(cursor: Cursor, text: str) -> str:
+    """What may be kept of an address for good: nobody without this server's key finds out whose it was."""
+    return hmac.new(_secret(cursor, ADDRESS_MARKS).encode(), text.encode(), "sha256").hexdigest()
 
 
 def sha256(secret: str) -> str:

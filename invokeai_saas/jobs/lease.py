@@ -26,6 +26,9 @@ LOOKAHEAD = 32
 # user was last served: who enqueued a thousand items waits anew after each of them, and starves nobody. Among equals, who was served
 # longest ago. `waiting` leaps through the index from user to user; the lock on the turn sends a second claim to the next user, the lock on
 # the item past one that is being canceled. A turn without an item to take (all of them locked) comes back with NULL.
+# A user at their plan's limit of parallel jobs waits: what runs is counted through an index that holds nothing else. Parents that wait for
+# called workflows run nothing and take no slot, so that a chain of calls counts once. The count is older than the lock: a turn that
+# somebody used in between (`seen` differs from what the lock found) is passed over, or two claims would count the same free slot.
 # Of the user's next few items of one priority, the one goes first whose models lie in the device's memory: upstream's affinity, which
 # saves tens of seconds of loading and changes nobody else's turn.
 CLAIM = """
@@ -37,11 +40,14 @@ WITH RECURSIVE waiting (user_id) AS (
 ), chosen AS (
     SELECT turn.user_id, head.item_id AS first_item, head.priority
     FROM waiting JOIN queue_turns AS turn USING (user_id)
+    JOIN queue_turns AS seen ON seen.user_id = turn.user_id AND seen.served_at IS NOT DISTINCT FROM turn.served_at
     CROSS JOIN LATERAL (
         SELECT item_id, priority, created_at::timestamp AT TIME ZONE 'UTC' AS since
         FROM session_queue WHERE user_id = turn.user_id AND status = 'pending' ORDER BY priority DESC, item_id LIMIT 1
     ) AS head
     WHERE turn.user_id <> ALL(%(busy)s)
+      AND (turn.max_parallel IS NULL OR turn.max_parallel > (
+          SELECT count(*) FROM session_queue AS running WHERE running.user_id = turn.user_id AND running.status = 'in_progress'))
       AND NOT EXISTS (SELECT FROM users WHERE users.user_id = turn.user_id AND users.is_active = 0)
     ORDER BY turn.plan_priority + floor(extract(epoch FROM statement_timestamp() - GREATEST(head.since, turn.served_at)) / 60) DESC,
              turn.served_at NULLS FIRST, head.item_id
@@ -78,10 +84,12 @@ WITH RECURSIVE waiting (user_id) AS (
 )
 SELECT chosen.user_id, attempt.item_id, attempt.attempt_no, attempt.lease_until FROM chosen LEFT JOIN attempt USING (user_id)
 """
-# Every user with something to claim is in another claim's hands: wait for one of them.
+# Every user with something to claim is in another claim's hands: wait for one of them. Not for one at their limit: a job's end is no turn.
 WAIT_FOR_TURN = """
 SELECT 1 FROM queue_turns AS turn
 WHERE EXISTS (SELECT FROM session_queue AS item WHERE item.user_id = turn.user_id AND item.status = 'pending')
+  AND (turn.max_parallel IS NULL OR turn.max_parallel > (
+      SELECT count(*) FROM session_queue AS running WHERE running.user_id = turn.user_id AND running.status = 'in_progress'))
   AND NOT EXISTS (SELECT FROM users WHERE users.user_id = turn.user_id AND users.is_active = 0)
 LIMIT 1
 FOR UPDATE OF turn

@@ -40,7 +40,8 @@ PROBE = b"doctor"
 
 VERSION = "SELECT current_setting('server_version_num')::int AS number, current_setting('server_version') AS version"
 ROLES = """
-SELECT rolname FROM pg_roles WHERE rolname IN ('invokeai_app', 'invokeai_system', 'invokeai_definer') AND (rolsuper OR rolbypassrls)
+SELECT rolname FROM pg_roles
+WHERE rolname IN ('invokeai_app', 'invokeai_system', 'invokeai_definer', 'invokeai_books') AND (rolsuper OR rolbypassrls)
 """
 OWNED = """
 SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')

@@ -29,6 +29,8 @@ _WORKFLOW = '\'{{"name": "n", "description": "d", "meta": {{"category": "user"}}
 _PRESET = "INSERT INTO style_presets (id, name, preset_data, user_id, is_public) VALUES "
 _PROMPT = "INSERT INTO system_prompts (id, name, content, user_id, is_public) VALUES "
 
+_PAID = "INSERT INTO payments (user_id, kind, stripe_payment_intent_id, amount, status, description) VALUES "
+_ONCE = "INSERT INTO idempotency_keys (user_id, route, key, body_hash, state, status) VALUES "
 _KEY = "INSERT INTO api_keys (key_id, user_id, key_hash, name, scopes) VALUES "
 
 
@@ -84,6 +86,12 @@ TABLES = {
         "worker_id",
         "worker_id",
         (),
+    ),
+    "idempotency_keys": Table(
+        _ONCE + "('{o}', 'POST /x', 'k', repeat('a', 64), 'done', 200)",
+        "user_id",
+        "answer",
+        (_ONCE + "('bob', 'POST /y', 'k', repeat('a', 64), 'done', 200)",),
     ),
     # Filled by the trigger of session_queue.
     "queue_turns": Table("SELECT 1", "user_id", "user_id", ("INSERT INTO queue_turns (user_id) VALUES ('bob2')",)),
@@ -167,6 +175,68 @@ TABLES = {
         (),
     ),
     "audit_log": Table("INSERT INTO audit_log (actor_id, action) VALUES ('{o}', 'a')", "actor_id", "action", ()),
+    "credits": Table(
+        "INSERT INTO credits (user_id, total_credits, available_credits, source, reference_id, valid_from, valid_until)"
+        " VALUES ('{o}', 5, 5, 'purchase', '{o}-pack', now(), now() + interval '1 day')",
+        "user_id",
+        "reference_id",
+        (),
+    ),
+    # Of no item that another attack deletes.
+    "credit_holds": Table(
+        "INSERT INTO credit_holds (item_id, user_id, amount, drawn, drawn_amounts) VALUES (-1, '{o}', 5, '{{}}', '{{}}')",
+        "user_id",
+        "gpu_tier",
+        (),
+    ),
+    "credit_transactions": Table(
+        "INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description)"
+        " SELECT user_id, credit_id, 5, 'purchase', 'd' FROM credits WHERE user_id = '{o}'",
+        "user_id",
+        "description",
+        (),
+    ),
+    "credit_take_backs": Table(
+        "INSERT INTO credit_take_backs (reference_id, user_id, credit_id, asked, taken, owed, reason)"
+        " SELECT '{o}-refund', user_id, credit_id, 5, 0, 0, 'r' FROM credits WHERE user_id = '{o}'",
+        "reference_id",
+        "reason",
+        (),
+    ),
+    "usage_records": Table(
+        "INSERT INTO usage_records (user_id, job_id, action_type, model_used, gpu_tier, compute_seconds, credits_held, credits_consumed,"
+        " provider_credits, outcome) VALUES ('{o}', '-1', 'other', 'm', 't', 0, 5, 0, 0, 'completed')",
+        "user_id",
+        "model_used",
+        (),
+    ),
+    "user_subscriptions": Table(
+        "INSERT INTO user_subscriptions (user_id, plan_id, status, current_period_start, current_period_end)"
+        " SELECT '{o}', plan_id, 'active', now(), now() + interval '30 days' FROM subscription_plans WHERE slug = 'pro'",
+        "user_id",
+        "stripe_customer_id",
+        (
+            "INSERT INTO user_subscriptions (user_id, plan_id, status, current_period_start, current_period_end)"
+            " SELECT 'ann', plan_id, 'active', now(), now() + interval '30 days' FROM subscription_plans WHERE slug = 'enterprise'",
+        ),
+    ),
+    "tester_plan_grants": Table(
+        "INSERT INTO tester_plan_grants (user_id, admin_user_id, valid_until, reason)"
+        " VALUES ('{o}', 'admin', now() + interval '1 day', 'a test of isolation')",
+        "user_id",
+        "reason",
+        (
+            "INSERT INTO tester_plan_grants (user_id, admin_user_id, valid_until, reason)"
+            " VALUES ('ann', 'ann', now() + interval '1 day', 'because I can')",
+        ),
+    ),
+    "billing_customers": Table("INSERT INTO billing_customers (stripe_customer_id, user_id) VALUES ('{o}', '{o}')", "user_id", "user_id", ()),
+    "payments": Table(
+        _PAID + "('{o}', 'pack', '{o}-payment', 5, 'succeeded', 'd')",
+        "stripe_payment_intent_id",
+        "description",
+        (_PAID + "('bob', 'pack', 'forged', 5, 'succeeded', 'd')", _PAID + "('ann', 'pack', 'forged', 5, 'succeeded', 'd')"),
+    ),
     "user_invitations": Table(
         "INSERT INTO user_invitations (invitation_id, email, invited_by, invitation_code, expires_at)"
         " VALUES ('{o}-invitation', 'x@example.com', '{o}', '{o}', 'never')",

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -199,6 +200,120 @@ def test_a_tenants_item_makes_their_turn_and_nobody_elses(database):
         turns = [row["user_id"] for row in cursor.execute("SELECT user_id FROM queue_turns").fetchall()]
 
     assert turns == ["ann"]
+
+
+def limit(database, user: str, parallel: int | None) -> None:
+    system(database, "UPDATE queue_turns SET max_parallel = %s WHERE user_id = %s", parallel, user)
+
+
+def ends(database, attempt, status: str = "completed") -> None:
+    """The attempt's worker is done with it; `waiting`: it called workflows."""
+    with tenancy.as_system("a worker settles"), database.postgres() as cursor:
+        cursor.execute("UPDATE session_queue SET status = %s WHERE item_id = %s", (status, attempt.item_id))
+        lease.finish(database, attempt)
+
+
+def test_a_user_at_the_limit_of_their_plan_waits_and_nobody_else_does(database):
+    add_items(database, "ann", 3)
+    add_items(database, "bob", 3)
+    limit(database, "ann", 1)
+    first = [claim_one(database) for _ in range(4)]
+    ends(database, first[0])
+
+    assert [attempt.user_id for attempt in first] == ["ann", "bob", "bob", "bob"]
+    assert claim_one(database).user_id == "ann"
+    assert claim_one(database) is None
+
+
+@pytest.mark.parametrize(("parallel", "running"), [(1, 1), (3, 3), (10, 5), (None, 5)])
+def test_as_many_jobs_run_at_once_as_the_plan_allows(database, parallel, running):
+    add_items(database, "ann", 5)
+    limit(database, "ann", parallel)
+
+    assert len(served(database, 6)) == running
+
+
+def test_a_chain_of_calls_counts_once_because_waiting_parents_take_no_slot(database):
+    add_items(database, "ann", 1)
+    limit(database, "ann", 1)
+    parent = claim_one(database)
+    child = add_items(database, "ann", 1, priority=1)[0]
+    while_it_runs = claim_one(database)
+    ends(database, parent, "waiting")
+
+    assert while_it_runs is None
+    assert claim_one(database).item_id == child
+    assert claim_one(database) is None
+
+
+def test_a_limit_that_is_raised_counts_from_the_next_claim_on(database):
+    add_items(database, "ann", 3)
+    limit(database, "ann", 1)
+    before = served(database, 2)
+    limit(database, "ann", 2)
+
+    assert (before, served(database, 2)) == (["ann"], ["ann"])
+
+
+FIRST_ARM = "WHERE status = 'pending' ORDER BY user_id LIMIT 1)\n    UNION ALL"
+# Sleeps between what the statement sees and what it locks.
+SLEEPING = lease.CLAIM.replace(FIRST_ARM, FIRST_ARM.replace("'pending'", "'pending' AND pg_sleep(1) IS NOT NULL"))
+SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+TURN_UNUSED = "AND seen.served_at IS NOT DISTINCT FROM turn.served_at"
+
+
+def claims_of_one_slot(database, dsn, statement: str) -> int:
+    """How many items run when a claim counts, another one takes the only slot and commits, and the first goes on."""
+    add_items(database, "ann", 4)
+    limit(database, "ann", 1)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(dsn) as counting:
+        late = pool.submit(lambda: counting.execute(statement, {**COLD, "worker_id": "w2"}).fetchone())
+        with psycopg.connect(dsn, autocommit=True) as looking:
+            while not looking.execute(SLEEPS).fetchone()[0]:
+                time.sleep(0.01)
+        assert claim_one(database) is not None
+        return 1 + (late.result(timeout=30) is not None)
+
+
+def test_a_claim_that_counted_before_another_one_committed_takes_nothing(database, dsn):
+    assert SLEEPING != lease.CLAIM
+    assert claims_of_one_slot(database, dsn, SLEEPING) == 1
+
+
+def test_without_the_look_at_the_turn_two_claims_take_one_slot(database, dsn):
+    assert TURN_UNUSED in lease.CLAIM
+    assert claims_of_one_slot(database, dsn, SLEEPING.replace(TURN_UNUSED, "")) == 2
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_claims_at_once_never_run_more_than_the_plan_allows(open_database, parallel):
+    database = open_database(pool_size=8)
+    add_items(database, "ann", 60)
+    limit(database, "ann", parallel)
+    running, most, lock = 0, 0, threading.Lock()
+
+    def works(_: int) -> int:
+        nonlocal running, most
+        done = 0
+        for _ in range(20):
+            attempt = claim_one(database)
+            if attempt is None:
+                continue
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.005)
+            with lock:
+                running -= 1
+            ends(database, attempt)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(6) as pool:
+        done = sum(pool.map(works, range(6)))
+
+    assert most <= parallel
+    assert done >= 10
 
 
 def pages_of_a_claim(database) -> int:

@@ -1,13 +1,14 @@
 -- Run before the numbered migrations, every time: roles belong to the server, not to the database, and may have been changed.
 -- owner: owns every object, nobody logs in as it. app: what a tenant's request runs as. system: what named system work runs as.
--- definer: owns the few functions that must write across tenants. None may bypass row-level security.
+-- definer: owns the few functions that must write across tenants. books: owns those that move credits, and alone writes the tables of
+-- credits. None may bypass row-level security.
 DO $$
 DECLARE
     role_name text;
     -- From 16 on the maker of a role administers it without being able to become it.
     may_become text := CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END;
 BEGIN
-    FOREACH role_name IN ARRAY ARRAY['invokeai_owner', 'invokeai_app', 'invokeai_system', 'invokeai_definer'] LOOP
+    FOREACH role_name IN ARRAY ARRAY['invokeai_owner', 'invokeai_app', 'invokeai_system', 'invokeai_definer', 'invokeai_books'] LOOP
         BEGIN
             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
                 EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT NOBYPASSRLS', role_name);
@@ -22,11 +23,13 @@ BEGIN
             EXECUTE format('GRANT %I TO %I', role_name, current_user);
         END IF;
     END LOOP;
-    -- The owner hands functions to the definer role.
-    IF NOT pg_has_role('invokeai_owner', 'invokeai_definer', may_become) THEN
-        GRANT invokeai_definer TO invokeai_owner;
-    END IF;
+    -- The owner hands functions to these roles.
+    FOREACH role_name IN ARRAY ARRAY['invokeai_definer', 'invokeai_books'] LOOP
+        IF NOT pg_has_role('invokeai_owner', role_name, may_become) THEN
+            EXECUTE format('GRANT %I TO invokeai_owner', role_name);
+        END IF;
+    END LOOP;
 END $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE, CREATE ON SCHEMA public TO invokeai_owner, invokeai_definer;
-GRANT USAGE ON SCHEMA public TO invokeai_app, invokeai_system, invokeai_definer;
+GRANT USAGE, CREATE ON SCHEMA public TO invokeai_owner, invokeai_definer, invokeai_books;
+GRANT USAGE ON SCHEMA public TO invokeai_app, invokeai_system, invokeai_definer, invokeai_books;

@@ -59,7 +59,8 @@ def test_nobody_gets_a_second_trial_with_the_same_mailbox(trying, shop, again):
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [
-    ("a.b@gmail.com", "ab+x@googlemail.com", True), ("a.b@example.com", "ab@example.com", False), ("+x@example.com", "+y@example.com", False),
+    ("a.b@gmail.com", "ab+x@googlemail.com", True), ("a.b@example.com", "ab@example.com", False),
+    ("+x@example.com", "+y@example.com", False),
 ])  # fmt: skip
 def test_mailboxes_are_known_by_how_their_providers_read_them(one, other, same):
     assert (trial.mailbox(one) == trial.mailbox(other)) is same

@@ -7,16 +7,21 @@
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from invokeai_saas.accounts import store
 from invokeai_saas.accounts.admin import ensure_admin
-from invokeai_saas.accounts.model import AccessChange
+from invokeai_saas.accounts.model import AccessChange, Account, Accounts
 from invokeai_saas.accounts.setup import accounts_of, limiter_of
+from invokeai_saas.billing.setup import billing_of
+from invokeai_saas.billing.worker import InboxWorker
+from invokeai_saas.credits.events import CreditEvents
+from invokeai_saas.credits.reconcile import BooksCheck
 from invokeai_saas.db import tenancy
+from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
@@ -73,13 +78,15 @@ def serve(settings: Settings) -> int:
 def open_server(settings: Settings) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
-    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,))
+    accounts = _accounts(settings, database)
+    billing = InboxWorker(billing_of(settings, accounts, tell=_tell))
     parts = Parts(
         database=database,
         files=open_files(settings, database),
         accounts=accounts,
         zips=settings.data_dir / "zips",
         sharing=settings.sharing,
+        metering=settings.metering,
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -87,9 +94,8 @@ def open_server(settings: Settings) -> Server:
     _edit_routers()
     install_services(parts)
     app, loop = _invokeais_application()
-    _add_routes(app, parts)
+    _add_routes(app, parts, billing)
     pulse = Pulse(BACKGROUND_LIMIT_SECONDS)
-    app.router.lifespan_context = _lifespan(app.router.lifespan_context, settings, parts, pulse)
 
     def close() -> None:
         operated.close()
@@ -104,7 +110,23 @@ def open_server(settings: Settings) -> Server:
         pulses={"background": pulse},
         draining=shutdown.draining,
     )
+    books = BooksCheck(database, registry=operated.metrics.registry)
+    background = _background(settings, parts, billing, pulse, books)
+    loops = (background, billing, CreditEvents(database, _tell))
+    app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
+
+
+def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
+    """Whoever proves an address gets a trial, where plans count."""
+    from invokeai_saas.billing import trial
+
+    def begin_trial(cursor: Any, account: Account) -> bool:
+        return trial.begin(accounts, cursor, account)
+
+    more: dict[str, Any] = {"verified": begin_trial} if settings.metering else {}
+    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,), **more)
+    return accounts
 
 
 def configure_invokeai(settings: Settings) -> None:
@@ -177,9 +199,13 @@ def _invokeais_application() -> tuple[Any, Any]:
     return app, loop
 
 
-def _add_routes(app: Any, parts: Parts) -> None:
+def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.accounts import admin_api, api, stock_api
+    from invokeai_saas.admin.api import dashboards_router
+    from invokeai_saas.billing import api as billing_api
+    from invokeai_saas.credits import api as credits_api
     from invokeai_saas.jobs.api import queue_router
+    from invokeai_saas.plans import api as plans_api
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
     from invokeai_saas.web.schema import describe_in_a_thread
@@ -187,7 +213,9 @@ def _add_routes(app: Any, parts: Parts) -> None:
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
     app.state.saas_files = parts.files
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
-    for router in (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router):
+    billing_api.install(app, billing.billing)
+    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
+    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -198,20 +226,23 @@ def _add_routes(app: Any, parts: Parts) -> None:
 
 
 def _middleware(app: Any, settings: Settings, parts: Parts) -> Any:
-    """Who is calling ─► the interface's script ─► InvokeAI's application."""
+    """Who is calling ─► what their plan says of keys and uploads ─► the interface's script ─► InvokeAI's application."""
     from invokeai.app.api_app import SlidingWindowTokenMiddleware
 
     from invokeai_saas.accounts.middleware import IdentityMiddleware
     from invokeai_saas.closed.routes import MEDIA
+    from invokeai_saas.web.plan_gate import PlanGate
     from invokeai_saas.web.session_script import SessionScript
 
     # It renews logins by itself, for days; ours end when they are taken back (decision 29).
     app.user_middleware = [each for each in app.user_middleware if each.cls is not SlidingWindowTokenMiddleware]
-    served = SessionScript(app, signup_open=settings.signup_open)
+    served: Any = SessionScript(app, signup_open=settings.signup_open)
+    if settings.metering:
+        served = PlanGate(served, parts.database)
     return IdentityMiddleware(served, parts.accounts, media=[path for _method, path in MEDIA] + ["/api/v1/stored/{key:path}"])
 
 
-def _lifespan(upstream: Any, settings: Settings, parts: Parts, pulse: Pulse) -> Any:
+def _lifespan(upstream: Any, parts: Parts, loops: Sequence[Any]) -> Any:
     """InvokeAI's start as system work, one process at a time: it looks for default rows and then inserts them."""
 
     @asynccontextmanager
@@ -224,23 +255,28 @@ def _lifespan(upstream: Any, settings: Settings, parts: Parts, pulse: Pulse) -> 
                     # InvokeAI reads it when it starts; whoever comes first makes it.
                     store.signing_secret(cursor)
                 state = await running.__aenter__()
-            background = _background(settings, parts, pulse)
-            background.start()
+            for loop in loops:
+                loop.start()
             try:
                 yield state
             finally:
-                background.stop()
+                for loop in reversed(loops):
+                    loop.stop()
                 await running.__aexit__(None, None, None)
 
     return lifespan
 
 
-def _background(settings: Settings, parts: Parts, pulse: Pulse) -> Any:
+def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: Pulse, books: BooksCheck) -> Any:
     """What must be done again and again, on whichever process is free."""
     from invokeai_saas.accounts import erase, mail, tokens
     from invokeai_saas.accounts.rate_limits import PostgresStorage
     from invokeai_saas.accounts.setup import transport_of
+    from invokeai_saas.billing.setup import add_jobs as add_billing_jobs
+    from invokeai_saas.credits import low_balance
+    from invokeai_saas.credits import upkeep as credits_upkeep
     from invokeai_saas.jobs.background import Background
+    from invokeai_saas.web import idempotency
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
@@ -252,6 +288,11 @@ def _background(settings: Settings, parts: Parts, pulse: Pulse) -> Any:
     background.add("forget tokens", 24 * 3600, lambda: tokens.forget_expired(accounts))
     background.add("announce erasures", 6 * 3600, lambda: erase.send_notices(accounts))
     background.add("erase", 6 * 3600, lambda: erase.erase_due(accounts))
+    background.add("forget idempotency keys", 24 * 3600, lambda: idempotency.forget_old(parts.database))
+    background.add("credits", 60, lambda: credits_upkeep.run(parts.database))
+    background.add("check the books", 600, books.run)
+    background.add("low balances", 300, lambda: low_balance.tell(accounts))
+    add_billing_jobs(background, billing.billing)
     return background
 
 
@@ -271,6 +312,11 @@ def _access_changed(change: AccessChange) -> None:
     services.events.emit_user_access_changed(
         user_id=change.user_id, is_admin=change.is_admin, is_active=change.is_active, token_epoch=change.token_epoch
     )
+
+
+def _tell(user_id: str, event: str, data: Mapping[str, Any]) -> None:
+    """To the user's open pages, after the commit."""
+    _services().events.tell(user_id, event, data)
 
 
 def _forget_zips(user_id: str) -> None:

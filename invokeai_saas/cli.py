@@ -62,9 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     start = commands.add_parser("serve", help="start the server", description="Start the server; settings come from the environment.")
     start.set_defaults(func=_serve)
-    domains = (database, importing, accounts, credits, billing, operating)
-    for add_commands in (domain.add_commands for domain in domains):
-        add_commands(commands)
+    for domain in (database, importing, accounts, billing, credits, operating):
+        domain.add_commands(commands)
     return parser
 
 

@@ -60,6 +60,33 @@ class Settings(BaseSettings):
     signing_secret: SecretStr | None = Field(
         default=None, description="32 bytes or more; signs addresses of files on disk. Made and kept under `data_dir` without."
     )
+    metering: bool = Field(
+        default=True, description="Plans say what may be done and credits pay for it. Off: everybody may everything, for nothing."
+    )
+    stripe_secret_key: SecretStr | None = Field(
+        default=None,
+        validation_alias="STRIPE_SECRET_KEY",
+        description="Stripe's secret or restricted key. Without: nothing is sold, and the pages of billing say so.",
+    )
+    stripe_webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        validation_alias="STRIPE_WEBHOOK_SECRET",
+        description="What the webhook endpoint signs with (whsec_...); several with commas between while one is replaced.",
+    )
+    stripe_currency: Annotated[str, Field(pattern="^[a-z]{3}$")] = Field(
+        default="usd", validation_alias="STRIPE_CURRENCY", description="Of prices and packs, three lower-case letters."
+    )
+    stripe_account: str | None = Field(
+        default=None, validation_alias="STRIPE_ACCOUNT", description="acct_...: events of other accounts are refused."
+    )
+    stripe_api_base: str | None = Field(
+        default=None, validation_alias="STRIPE_API_BASE", description="Another address of Stripe's API: a proxy, or a double in tests."
+    )
+    grace_days: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=7,
+        validation_alias="SAAS_BILLING_GRACE_DAYS",
+        description="How long an unpaid subscription goes on before it is suspended.",
+    )
     sharing: bool = Field(default=False, description="Shared and public boards, workflows and presets cross users (decision 21).")
 
     public_url: str = Field(
@@ -128,12 +155,32 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with postgresql://")
         return value
 
-    @field_validator("s3_endpoint_url")
+    @field_validator("s3_endpoint_url", "stripe_api_base")
     @classmethod
     def _http_only(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("https://", "http://")):
             raise ValueError("expected an address that starts with https:// or http://")
         return value
+
+    @field_validator("stripe_secret_key")
+    @classmethod
+    def _no_publishable_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("sk_", "rk_")):
+            raise ValueError("expected a secret key (sk_...) or a restricted one (rk_...)")
+        return value
+
+    @field_validator("stripe_account")
+    @classmethod
+    def _an_account(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("acct_"):
+            raise ValueError("expected an account's id that starts with acct_")
+        return value
+
+    @model_validator(mode="after")
+    def _stripe_is_whole(self) -> "Settings":
+        if (self.stripe_secret_key is None) != (not self.stripe_webhook_secret):
+            raise ValueError("STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET: expected both or neither")
+        return self
 
     @field_validator("signing_secret")
     @classmethod
@@ -157,7 +204,7 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with https:// or http://")
         return value.rstrip("/")
 
-    @field_validator("cors_origins", "trusted_proxies", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value

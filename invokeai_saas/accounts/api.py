@@ -37,6 +37,7 @@ REPLACED = (
     ("PATCH", "/v1/auth/users/{user_id}"),
     ("DELETE", "/v1/auth/users/{user_id}"),
 )
+UNAVAILABLE = "the service cannot answer now"
 # One text for known and unknown addresses.
 LETTER_SENT = "If the address can be used, a letter is on its way."
 
@@ -71,7 +72,14 @@ def _answer(error: Exception) -> JSONResponse:
     headers = {"WWW-Authenticate": "Bearer"} if code == status.HTTP_401_UNAUTHORIZED else {}
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_seconds)
-    return JSONResponse({"detail": str(error) if code < 500 else "the service cannot answer now"}, status_code=code, headers=headers)
+    return JSONResponse({**body_of(error), "detail": str(error) if code < 500 else UNAVAILABLE}, status_code=code, headers=headers)
+
+
+def body_of(error: Exception) -> dict[str, Any]:
+    """What a refusal says beside its text: the limit, the value, the plan that would allow it; the credits that are missing."""
+    body = getattr(error, "body", None)
+    told: dict[str, Any] = body() if callable(body) else body or {}
+    return told
 
 
 async def answer_invalid(request: Request, error: Exception) -> Response:

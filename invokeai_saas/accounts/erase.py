@@ -30,6 +30,8 @@ ERASE_ROWS = {
     "one_time_tokens": "DELETE FROM one_time_tokens WHERE user_id = %s",
     "api_keys": "DELETE FROM api_keys WHERE user_id = %s",
     "mail_outbox": "DELETE FROM mail_outbox WHERE user_id = %s",
+    "idempotency_keys": "DELETE FROM idempotency_keys WHERE user_id = %s",
+    "low_balance_letters": "DELETE FROM low_balance_letters WHERE user_id = %s",
 }
 # Without an address or anything else that says who it was.
 KEPT = {"users", "saas_users", "job_attempts", "stored_objects", "storage_used"}

@@ -8,7 +8,7 @@ from urllib.parse import quote
 Kind = Literal[
     "verify", "invite", "address_known", "reset", "password_changed", "erase_notice", "deleted",
     "trial_started", "trial_ended", "renewed", "payment_failed", "suspended", "subscription_ended", "pack_bought", "pack_pending",
-    "pack_failed", "money_back", "tester_granted", "tester_revoked",
+    "pack_failed", "money_back", "tester_granted", "tester_revoked", "low_balance",
 ]  # fmt: skip
 
 SUBJECTS: dict[Kind, str] = {
@@ -31,6 +31,7 @@ SUBJECTS: dict[Kind, str] = {
     "money_back": "Credits were taken back",
     "tester_granted": "You are a tester",
     "tester_revoked": "Your time as a tester has ended",
+    "low_balance": "Your credits are running low",
 }
 BODIES: dict[Kind, tuple[str, ...]] = {
     "verify": ("follow this link to confirm your address and finish your signup:", "If you did not sign up, ignore this letter."),
@@ -69,6 +70,7 @@ BODIES: dict[Kind, tuple[str, ...]] = {
     "money_back": ("a payment of yours was refunded or is disputed, and the unused credits that came with it were taken back. See here:",),
     "tester_granted": ("you were given the tester plan and its credits for a while. See what you have here:",),
     "tester_revoked": ("your time as a tester has ended, and the unused credits of it were taken back. Choose a plan to go on:",),
+    "low_balance": ("fewer than ten credits are left on your account. Buy more, or choose a larger plan, here:",),
 }
 # Secrets stand behind the #: no server, proxy or Referer header ever writes that part down.
 PATHS: dict[Kind, str] = {
@@ -91,6 +93,7 @@ PATHS: dict[Kind, str] = {
     "money_back": "/account/billing",
     "tester_granted": "/account/subscription",
     "tester_revoked": "/account/subscription",
+    "low_balance": "/account/billing",
 }
 
 

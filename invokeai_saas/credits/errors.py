@@ -14,7 +14,6 @@ class InsufficientCredits(SaasError):
         super().__init__(f"expected {required} credits, got {remaining}")
         self.remaining, self.required = remaining, required
 
-    @property
     def body(self) -> dict[str, Any]:
         """The body of the 402."""
         return {

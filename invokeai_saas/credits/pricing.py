@@ -1,27 +1,27 @@
 """What a graph asks for in, credits out: estimates for pictures (C-10) and videos (formula B), providers' calls, measured seconds.
 
-    Demands ─► price(): one line per job ─► estimate (what is held), provider credits (charged as they are)
+    Demands ─► price(): one line per job ─► estimate, provider's calls ─► what is held
     GPU seconds ─► actual_credits()
 
 Pure and exact: integers and fractions, also under the roots of C-10, so that no price depends on how a machine rounds. The tables are
 data (`Factors`); measured runs recalibrate them. One credit is one second of a GPU.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
 from types import MappingProxyType
-from typing import Protocol
 
 from invokeai_saas.errors import SaasError
+from invokeai_saas.plans.demands import Demands, JobDemand, ProviderCall
 
 # The area that the tables' seconds are for: 512 x 512.
 REFERENCE_PIXELS = 262_144
 REFERENCE_STEPS = 20
-# Postgres' integer: what a hold can be.
-MOST_CREDITS = 2**31 - 1
+# What one hold can be: credit_holds_amount_in_bounds.
+MOST_CREDITS = 10_000_000
 SECONDS_OVER_ESTIMATE = Decimal("1.2")
 
 
@@ -78,10 +78,15 @@ class Factors:
         )
     )
     other_load_seconds: int = 300
-    # What a provider takes for one call, in credits; an unknown provider's is the dearest that we know.
+    # What a provider takes for one picture, in credits, by the node that calls it; an unknown one costs as much as the dearest.
     provider_credits: Mapping[str, int] = field(
         default_factory=lambda: MappingProxyType(
-            {"gemini": 8, "openai": 50, "seedream": 8, "alibabacloud": 10, "stability": 4, "runway": 6}
+            {
+                "gemini_image_generation": 8,
+                "openai_image_generation": 50,
+                "seedream_image_generation": 8,
+                "alibabacloud_image_generation": 10,
+            }  # fmt: skip
         )
     )
     other_provider_credits: int = 50
@@ -95,27 +100,6 @@ class Factors:
         least = min(self.provider_credits.values(), default=0)
         if least < 0 or self.other_provider_credits < 0 or self.other_load_seconds < 0:
             raise ValueError("provider credits and load seconds: expected nothing negative")
-
-
-class Job(Protocol):
-    """What pricing reads of a JobDemand (plans/graph_demands.py), with the plan's maximum where a running node decides."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def base(self) -> str: ...
-    @property
-    def width(self) -> int | None: ...
-    @property
-    def height(self) -> int | None: ...
-    @property
-    def frames(self) -> int | None: ...
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def times(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +176,10 @@ def floor_of_power(linear: Fraction, grown: Fraction, exponent: tuple[int, int])
     return low
 
 
-def provider_credits(provider: str, calls: int, *, factors: Factors = FACTORS) -> int:
-    """What so many calls of an external provider are charged."""
-    _demand_positive(calls=calls)
-    return factors.provider_credits.get(provider, factors.other_provider_credits) * calls
+def provider_credits(node_type: str, pictures: int, *, factors: Factors = FACTORS) -> int:
+    """What so many pictures of an external provider are charged."""
+    _demand_positive(pictures=pictures)
+    return factors.provider_credits.get(node_type, factors.other_provider_credits) * pictures
 
 
 def actual_credits(gpu_seconds: float | Decimal | Fraction) -> int:
@@ -205,29 +189,39 @@ def actual_credits(gpu_seconds: float | Decimal | Fraction) -> int:
     return max(1, ceil(gpu_seconds))
 
 
-def price(jobs: Iterable[Job], provider_calls: Mapping[str, int] | None = None, *, factors: Factors = FACTORS) -> Price:
-    """The price of one queue item; at least 1 credit. Raises TooDear beyond what an account can hold."""
-    wanted = tuple(jobs)
-    lines = tuple(_line(job, factors) for job in wanted)
-    calls = sum(provider_credits(name, count, factors=factors) for name, count in (provider_calls or {}).items())
+def price(demands: Demands, *, factors: Factors = FACTORS) -> Price:
+    """The price of one queue item, whose numbers gate.fill_maxima() has completed; at least 1 credit.
+
+    Raises TooDear beyond what an account can hold.
+    """
+    lines = tuple(_line(job, factors) for job in demands.jobs)
+    calls = sum(_call(call, factors) for call in demands.provider_calls)
     estimate = max(1, sum(line.credits for line in lines))
     if estimate + calls > MOST_CREDITS:
         raise TooDear(f"expected at most {MOST_CREDITS} credits for one job, got {estimate + calls}")
     # Each model is loaded once however often it runs.
-    bases = {job.base for job in wanted}
+    bases = {base for job in demands.jobs for base in (job.base, *job.other_bases)}
     loading = sum(factors.load_seconds.get(base, factors.other_load_seconds) for base in bases) or factors.other_load_seconds
     return Price(estimate=estimate, provider=calls, lines=lines, load_seconds=loading)
 
 
-def _line(job: Job, factors: Factors) -> Line:
-    size = {"width": _known(job.width), "height": _known(job.height)}
+def _line(job: JobDemand, factors: Factors) -> Line:
+    """Where the running graph chooses between models, the dearest counts."""
+    width, height, times, batch = _known(job.width), _known(job.height), _known(job.times), _known(job.batch_size)
     if job.kind == "video":
         frames = _known(job.frames)
-        each = video_credits(job.base, frames, size["width"], size["height"], factors=factors) * job.batch_size
-        return Line("video", job.base, each * job.times, job.times, **size, frames=frames)
-    steps = _known(job.steps)
-    each = image_credits(job.base, size["width"], size["height"], steps, job.batch_size, factors=factors)
-    return Line("image", job.base, each * job.times, job.times, **size, steps=steps, batch_size=job.batch_size)
+        prices = {base: video_credits(base, frames, width, height, factors=factors) * batch for base in (job.base, *job.other_bases)}
+        numbers: dict[str, int] = {"frames": frames}
+    else:
+        steps = job.steps or REFERENCE_STEPS
+        prices = {base: image_credits(base, width, height, steps, batch, factors=factors) for base in (job.base, *job.other_bases)}
+        numbers = {"steps": steps}
+    base = max(prices, key=prices.__getitem__)
+    return Line(job.kind, base, prices[base] * times, times, width=width, height=height, batch_size=batch, **numbers)
+
+
+def _call(call: ProviderCall, factors: Factors) -> int:
+    return provider_credits(call.node_type, _known(call.pictures), factors=factors) * _known(call.times)
 
 
 def _known(value: int | None) -> int:

@@ -22,7 +22,8 @@ WITH ledger AS (
     SELECT credit_id, sum(part) AS amount FROM credit_holds CROSS JOIN LATERAL unnest(drawn, drawn_amounts) AS draw (credit_id, part)
     WHERE state = 'held' GROUP BY credit_id
 ), charged AS (
-    SELECT reference_id, sum(-amount) AS amount FROM credit_transactions WHERE transaction_type = 'generation' GROUP BY reference_id
+    SELECT user_id, reference_id, sum(-amount) AS amount FROM credit_transactions
+    WHERE transaction_type = 'generation' GROUP BY user_id, reference_id
 )
 SELECT 'grant does not add up' AS problem, credits.user_id, credit_id::text AS name, total_credits::bigint AS expected,
     (available_credits + held_credits + consumed_credits + expired_credits + revoked_credits)::bigint AS found
@@ -42,21 +43,24 @@ SELECT 'held credits and holds differ', credits.user_id, credit_id::text, held_c
 FROM credits LEFT JOIN open USING (credit_id) WHERE held_credits <> COALESCE(open.amount, 0)
 UNION ALL
 SELECT 'ledger line without a grant', credit_transactions.user_id, id::text, 0, amount
-FROM credit_transactions LEFT JOIN credits USING (credit_id) WHERE credits.credit_id IS NULL OR credits.user_id <> credit_transactions.user_id
+FROM credit_transactions LEFT JOIN credits USING (credit_id)
+WHERE credits.credit_id IS NULL OR credits.user_id <> credit_transactions.user_id
 UNION ALL
 SELECT 'hold draws another amount', user_id, item_id::text, amount, (SELECT sum(part) FROM unnest(drawn_amounts) AS part)
 FROM credit_holds WHERE amount <> (SELECT sum(part) FROM unnest(drawn_amounts) AS part)
 UNION ALL
 SELECT 'charge and ledger differ', holds.user_id, item_id::text, captured, COALESCE(charged.amount, 0)
-FROM credit_holds AS holds LEFT JOIN charged ON charged.reference_id = item_id::text WHERE captured <> COALESCE(charged.amount, 0)
+FROM credit_holds AS holds LEFT JOIN charged ON charged.reference_id = item_id::text AND charged.user_id = holds.user_id
+WHERE captured <> COALESCE(charged.amount, 0)
 UNION ALL
 SELECT 'charge and usage record differ', holds.user_id, item_id::text, captured, COALESCE(usage.credits_consumed, -1)
-FROM credit_holds AS holds LEFT JOIN usage_records AS usage ON usage.job_id = item_id::text
+FROM credit_holds AS holds LEFT JOIN usage_records AS usage ON usage.job_id = item_id::text AND usage.user_id = holds.user_id
 WHERE state <> 'held' AND captured IS DISTINCT FROM usage.credits_consumed
 UNION ALL
 SELECT 'hold without a job', user_id, item_id::text, 0, amount FROM credit_holds AS holds
 WHERE state = 'held' AND NOT EXISTS (SELECT FROM session_queue AS item
-    WHERE item.item_id = holds.item_id AND item.status IN ('pending', 'in_progress', 'waiting'))
+    WHERE item.item_id = holds.item_id AND item.user_id = holds.user_id AND item.root_item_id IS NULL
+        AND item.status IN ('pending', 'in_progress', 'waiting'))
 ORDER BY 2, 1, 3
 """
 TOTALS = """

@@ -1,4 +1,4 @@
-"""Credits move: hold, grant, take back, adjust, expire; each verb is one call of a function in 0010_credits.sql, inside the caller's transaction.
+"""Credits move: hold, grant, take back, adjust, expire; each verb is one function of 0010_credits.sql, in the caller's transaction.
 
 Holds run as the tenant or as system work, the rest as system work. What a verb changes it changes whole, or raises and changes nothing.
 """
@@ -100,7 +100,7 @@ def grant(
 def take_back(
     cursor: Cursor, *, user_id: str, credits: int, source_reference: str, reason: str, key: str, source: Source = "purchase"
 ) -> TakenBack:
-    """A refund or dispute of what `source_reference` granted: never below zero, once per `key` (the provider's event or refund). System work."""
+    """A refund or dispute of what `source_reference` granted: never below zero, once per `key` (the provider's refund)."""
     _demand_amount(credits)
     values = {
         "user_id": user_id,

@@ -1,4 +1,4 @@
-"""What time does to the books: grants end, holds of jobs that vanished go back, late seconds reach the usage record. Run it every minute."""
+"""What time does to the books: grants end, holds of jobs that vanished go back, late seconds reach the usage record. Every minute."""
 
 import logging
 from datetime import UTC, datetime, timedelta

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from invokeai_saas.closed.nodes import demand_open
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
+from invokeai_saas.web.idempotency import OnceDep
 
 # InvokeAI's routes that these replace: (method, path under /api).
 REPLACED = (
@@ -33,6 +34,12 @@ REPLACED = (
 queue_router = APIRouter(prefix="/v1/queue", tags=["queue"])
 QueueId = Annotated[str, Path(description="The queue id to perform this operation on")]
 ItemId = Annotated[int, Path(description="The queue item", ge=0, lt=2**63)]
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A number is over the plan's limit, or cannot be told beforehand"},
+    402: {"description": "Not enough credits"},
+    403: {"description": "The plan does not have the feature or the model, or the storage is full"},
+    409: {"description": "More than the queue takes, or an Idempotency-Key with another body"},
+}
 # More than anybody has on screen; InvokeAI has the same limit where it has one.
 MOST_IDS = 1000
 
@@ -43,27 +50,41 @@ def _queue() -> PostgresSessionQueue:
     return cast(PostgresSessionQueue, ApiDependencies.invoker.services.session_queue)
 
 
-@queue_router.post("/{queue_id}/enqueue_batch", operation_id="enqueue_batch", responses={201: {"model": EnqueueBatchResult}})
-async def enqueue_batch(
+@queue_router.post(
+    "/{queue_id}/enqueue_batch",
+    operation_id="enqueue_batch",
+    response_model=EnqueueBatchResult,
+    responses={201: {"model": EnqueueBatchResult}, **REFUSALS},
+)
+def enqueue_batch(
     current_user: CurrentUserOrDefault,
     queue_id: QueueId,
     batch: Annotated[Batch, Body(description="Batch to process")],
+    once: OnceDep,
     prepend: Annotated[bool, Body(description="Ignored: whose turn it is depends on who waits")] = False,
-) -> EnqueueBatchResult:
-    """Enqueue all graphs of a batch, or none: 409 when they would be more than the queue takes."""
+) -> Any:
+    """Enqueue all graphs of a batch, or none: 402 when the credits do not suffice for all, 409 when they are more than the queue takes."""
     demand_open(batch)
-    return await _queue().enqueue_batch(queue_id=queue_id, batch=batch, prepend=prepend, user_id=current_user.user_id)
+    return once.in_transaction(
+        lambda: _queue().enqueue(queue_id=queue_id, batch=batch, prepend=prepend, user_id=current_user.user_id)
+    )
 
 
-@queue_router.put("/{queue_id}/retry_items_by_id", operation_id="retry_items_by_id", responses={200: {"model": RetryItemsResult}})
+@queue_router.put(
+    "/{queue_id}/retry_items_by_id",
+    operation_id="retry_items_by_id",
+    response_model=RetryItemsResult,
+    responses={200: {"model": RetryItemsResult}, **REFUSALS},
+)
 def retry_items_by_id(
     current_user: CurrentUserOrDefault,
     queue_id: QueueId,
     item_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Body(description="The queue item ids to retry", max_length=MOST_IDS)],
-) -> RetryItemsResult:
-    """Retry one's own items, all or none: 409 when they would be more than the queue takes. Foreign and missing ids are passed over."""
+    once: OnceDep,
+) -> Any:
+    """Retry one's own items, all or none: 402 without the credits, 409 when they are too many. Foreign and missing ids are passed over."""
     mine = [item_id for item_id in item_ids if _found(queue_id, item_id) is not None]
-    return _queue().retry_items_by_id(queue_id=queue_id, item_ids=mine)
+    return once.in_transaction(lambda: _queue().retry_items_by_id(queue_id=queue_id, item_ids=mine))
 
 
 @queue_router.put(

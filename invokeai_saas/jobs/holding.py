@@ -1,6 +1,7 @@
 """Keeps a claimed item while it runs: heartbeats from a thread of its own, and the word to stop when it is no longer ours to run.
 
-    claim ─► Holding: heartbeat every quarter of a lease, a look at the row every 2 s ─► `stop` is set: canceled, deleted, given away
+    claim ─► Holding: a heartbeat with the GPU seconds and a look at the row every 2 s ─► `stop` is set: canceled, deleted, given away,
+                                                                                      or it ran for longer than its price allows
 
 The work itself may take the thread it runs in for minutes; nothing here waits for it. Imports no InvokeAI.
 """
@@ -42,9 +43,15 @@ class Holding:
         seconds: Callable[[], float],
         lease_seconds: float,
         poll_seconds: float = POLL_SECONDS,
+        gpu_seconds: Callable[[], float] | None = None,
+        end_overrun: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`stop` is set when the work must end; `seconds` says how long ago the item was claimed."""
+        """`stop` is set when the work must end; `seconds` says how long ago the item was claimed, `gpu_seconds` what of it is charged.
+
+        `end_overrun` ends an item that ran for longer than its price allows, and then says so.
+        """
         self._database, self._attempt, self._stop, self._seconds = database, attempt, stop, seconds
+        self._gpu_seconds, self._end_overrun = gpu_seconds or seconds, end_overrun
         self._lease_seconds, self._poll_seconds = lease_seconds, min(poll_seconds, lease_seconds / 4)
         self._wake, self._over = Event(), Event()
         self._thread = Thread(target=self._watch, name=f"holding-{attempt.item_id}", daemon=True)
@@ -74,6 +81,9 @@ class Holding:
         while not self._over.is_set():
             try:
                 self._confirm()
+                if (why := self._end_overrun()) is not None:
+                    self._lose(why)
+                    return
             except LeaseLost as error:
                 self._lose(str(error))
                 return
@@ -88,11 +98,9 @@ class Holding:
             self._wake.clear()
 
     def _confirm(self) -> None:
-        if time.monotonic() - self._beaten_at < self._lease_seconds / 4:
-            lease.demand_wanted(self._database, self._attempt)
-            return
+        # At every look: what a user cancels is charged by the last heartbeat.
         asked_at = time.monotonic()
-        lease.heartbeat(self._database, self._attempt, lease_seconds=self._lease_seconds, gpu_seconds=self._seconds())
+        lease.heartbeat(self._database, self._attempt, lease_seconds=self._lease_seconds, gpu_seconds=self._gpu_seconds())
         lease.demand_wanted(self._database, self._attempt)
         self._beaten_at = asked_at
 

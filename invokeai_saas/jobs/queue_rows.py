@@ -24,6 +24,12 @@ FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[
 ORDER BY place
 RETURNING item_id
 """
+# Items that this transaction made for a user: whoever else enqueues for them waits.
+LAST_ITEM = "SELECT COALESCE(max(item_id), 0) AS item_id FROM session_queue"
+SESSIONS_SINCE = """
+SELECT item_id, session FROM session_queue
+WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item_id IS NOT NULL ORDER BY item_id
+"""
 # The item of `current` is any one that runs: InvokeAI takes the first that it finds.
 STATUS = """
 WITH counted AS (
@@ -54,11 +60,22 @@ def demand_room(cursor: Cursor, *, queue_id: str, user_id: str, wanted: int, mos
 
 
 def insert(cursor: Cursor, rows: list[Any]) -> list[int]:
-    """Rows as prepare_values_to_insert() makes them; returns their item_ids, newest first as InvokeAI does."""
+    """Rows as prepare_values_to_insert() makes them; returns their item_ids in that order."""
     if not rows:
         return []
     inserted = cursor.execute(INSERT, [list(column) for column in zip(*rows, strict=True)]).fetchall()
-    return sorted((row["item_id"] for row in inserted), reverse=True)
+    return sorted(row["item_id"] for row in inserted)
+
+
+def last_item(cursor: Cursor) -> int:
+    """The highest item_id that the caller sees."""
+    row = cursor.execute(LAST_ITEM).fetchone()
+    return 0 if row is None else int(row["item_id"])
+
+
+def sessions_since(cursor: Cursor, user_id: str, item_id: int) -> dict[int, str]:
+    """item_id -> session (JSON) of what this transaction retried after `item_id`."""
+    return {row["item_id"]: row["session"] for row in cursor.execute(SESSIONS_SINCE, (user_id, item_id)).fetchall()}
 
 
 def status(cursor: Cursor, queue_id: str, *, user_id: str | None, owner: str | None, sees_all: bool) -> SessionQueueStatus:

@@ -185,7 +185,8 @@ def _written(cursor: Cursor, statement: str, values: Mapping[str, Any]) -> Plan:
             raise BadPlanInput(f"expected a value for {error.diag.column_name}, got null") from error
         raise BadPlanInput(f"expected {EXPECTED[error.diag.constraint_name]}") from error
     except psycopg.DataError as error:
-        raise BadPlanInput("expected numbers that fit: prices below 100,000,000, counts below 2,147,483,648") from error
+        message = "expected numbers that fit (prices below 100,000,000, counts below 2,147,483,648) and text without NUL"
+        raise BadPlanInput(message) from error
     assert row is not None
     return Plan.of(row)
 

@@ -116,7 +116,8 @@ class Demands:
     @property
     def has_video(self) -> bool:
         """True when any node makes a clip."""
-        return any(demand.kind == "video" for demand in (*self.jobs, *self.sizes))
+        sized: tuple[JobDemand | SizeDemand, ...] = (*self.jobs, *self.sizes)
+        return any(demand.kind == "video" for demand in sized)
 
 
 Levels = Mapping[str, str]

@@ -7,7 +7,7 @@ Sides are compared long to long and short to short. A refusal names the limit, t
 would let all of it pass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,11 +43,24 @@ def check_upload(entitlement: Entitlement, *, storage_used_bytes: int, adding_by
     check(entitlement, Demands(), storage_used_bytes=storage_used_bytes + max(0, adding_bytes - 1))
 
 
-def check_node(entitlement: Entitlement, node_type: str, values: Mapping[str, Any]) -> None:
-    """Look again at a node that is about to run. `values` as graph_demands.real_values() reads them from the filled node."""
+def check_node(
+    entitlement: Entitlement,
+    node_type: str,
+    values: Mapping[str, Any],
+    *,
+    model_base: Callable[[str], Model | None],
+    image_size: Callable[[str], tuple[int, int] | None] | None = None,
+    latents_size: Callable[[str], tuple[int, int] | None] | None = None,
+) -> None:
+    """Look again at a node that is about to run: `values` are its fields with its inputs filled in, the rest as demands_of() takes it.
+
+    `latents_size` tells the size in pixels that stored latents will have: what was left open when the graph was enqueued ends here.
+    """
     from invokeai_saas.plans.graph_demands import demands_of_node
 
-    check(entitlement, demands_of_node(node_type, values))
+    found = demands_of_node(node_type, values, model_base=model_base, image_size=image_size, latents_size=latents_size)
+    # How often it runs was judged when the graph was enqueued; one node cannot tell.
+    check(entitlement, replace(found, repeats=1))
 
 
 def fill_maxima(demands: Demands, plan: Plan) -> Demands:
@@ -81,7 +94,8 @@ def _refusals(plan: Plan, levels: Mapping[str, str], demands: Demands, *, api_ke
     """All of them, in the order in which they count."""
     yield from _features(plan, demands, api_key=api_key)
     yield from _readable(demands)
-    for sized in (*demands.jobs, *demands.sizes):
+    all_sized: tuple[Sized, ...] = (*demands.jobs, *demands.sizes)
+    for sized in all_sized:
         yield from _frames(plan, sized)
         yield from _sides(plan, sized)
     for call in demands.provider_calls:

@@ -14,6 +14,9 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
 from invokeai_saas.storage.files import Files
 
+# Latents of 32 channels (FLUX.2, taken apart) are an eighth of the picture, those of 48 (Wan 2.2) a sixteenth.
+MOST_CHANNELS_BY_8 = 32
+
 
 class UnknownInvokeAI(SaasError):
     """The installed InvokeAI lacks a place that we replace."""
@@ -28,6 +31,8 @@ class Parts:
     accounts: Accounts
     zips: Path
     sharing: bool
+    # Plans gate and credits are held; without it everybody may everything.
+    metering: bool = True
 
 
 def install_services(parts: Parts) -> None:
@@ -38,7 +43,15 @@ def install_services(parts: Parts) -> None:
     from invokeai_saas.swaps.sockets import TenantSockets
 
     TenantSockets.accounts, TenantSockets.sharing = parts.accounts, parts.sharing
+    from invokeai.app.services.model_manager import model_manager_default
+
+    from invokeai_saas.swaps.model_loading import UnchargedModelCache, UnchargedModelInstalls, UnchargedModelLoads
+
     _replace(dependencies, _factories(parts))
+    _replace(
+        model_manager_default,
+        {"ModelLoadService": UnchargedModelLoads, "ModelCache": UnchargedModelCache, "ModelInstallService": UnchargedModelInstalls},
+    )
     _replace(sockets, {"SocketIO": TenantSockets})
 
 
@@ -47,6 +60,8 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai.app.services.session_processor.session_processor_default import DefaultSessionRunner
 
     from invokeai_saas.closed.nodes import demand_open_node
+    from invokeai_saas.jobs import running
+    from invokeai_saas.jobs.admission import Admission
     from invokeai_saas.swaps.batched_boards import BatchedImages, BatchedVideos
     from invokeai_saas.swaps.bulk_download import TenantBulkDownloads
     from invokeai_saas.swaps.events import CommittedEvents
@@ -63,6 +78,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.workflow_thumbnails import StoredWorkflowThumbnails
 
     database, files = parts.database, parts.files
+    admission = Admission(database, workflow_of, latents_size) if parts.metering else None
     return {
         "init_db": lambda **_: database,
         "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop),
@@ -78,13 +94,42 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
         "MemoryInvocationCache": TenantInvocationCache,
         "ObjectSerializerForwardCache": TenantObjects,
         # A closed node is refused at the door and once more when it is run, wherever its graph came from.
-        "DefaultSessionRunner": lambda: DefaultSessionRunner(on_before_run_node_callbacks=[demand_open_node]),
+        "DefaultSessionRunner": lambda: DefaultSessionRunner(
+            on_before_run_node_callbacks=[demand_open_node, running.before_node],
+            on_after_run_node_callbacks=[running.after_node],
+            on_node_error_callbacks=[running.node_failed],
+        ),
         "DefaultSessionProcessor": LeasedSessionProcessor,
-        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database),
+        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database, admission=admission),
         "ModelRecordServiceSQL": SharedModelRecords,
         "SqliteModelRelationshipRecordStorage": SharedModelRelationships,
         "UserService": Users,
     }
+
+
+def workflow_of(workflow_id: str) -> dict[str, Any] | None:
+    """A saved workflow as it would run, None where the tenant may not see it: InvokeAI's own look, under the policies."""
+    from invokeai.app.api.dependencies import ApiDependencies
+    from invokeai.app.services.workflow_records.workflow_records_common import WorkflowNotFoundError
+
+    try:
+        record = ApiDependencies.invoker.services.workflow_records.get(workflow_id)
+    except WorkflowNotFoundError:
+        return None
+    return dict(record.workflow.model_dump())
+
+
+def latents_size(name: str) -> tuple[int, int] | None:
+    """The size in pixels of stored latents, None for what is not there. Autoencoders of many channels shrink by 16, all others by 8."""
+    from invokeai.app.api.dependencies import ApiDependencies
+
+    try:
+        latents = ApiDependencies.invoker.services.tensors.load(name)
+    except Exception:
+        return None
+    channels = latents.shape[1] if latents.dim() > 3 else 1
+    factor = 16 if channels > MOST_CHANNELS_BY_8 else 8
+    return latents.shape[-1] * factor, latents.shape[-2] * factor
 
 
 def take_away(routers: Iterable[Any], routes: Iterable[tuple[str, str]]) -> None:

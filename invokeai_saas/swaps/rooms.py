@@ -16,7 +16,9 @@ from invokeai.app.api.sockets import (
     QueueSubscriptionEvent,
     SocketIO,
 )
-from invokeai.app.services.events.events_common import ModelLoadCompleteEvent, ModelLoadStartedEvent
+from invokeai.app.services.events.events_common import FastAPIEvent, ModelLoadCompleteEvent, ModelLoadStartedEvent, register_events
+
+from invokeai_saas.swaps.events import ToldUser
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,11 @@ class TenantRooms(SocketIO):
         super().__init__(app)
         self._send: Callable[..., Any] = self._sio.emit
         self._sio.emit = self._emit
+        register_events(ToldUser, self._handle_told_user)
+
+    async def _handle_told_user(self, event: FastAPIEvent[ToldUser]) -> None:
+        told = event[1]
+        await self._emit(told.name, {**told.data, "timestamp": told.timestamp}, room=f"{USER_ROOM}{told.user_id}")
 
     async def _handle_sub_queue(self, sid: str, data: Any) -> None:
         """Checked and otherwise of no effect: a socket is in its user's room from the start."""

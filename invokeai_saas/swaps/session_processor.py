@@ -98,6 +98,8 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
             seconds=lambda: self._queue.seconds_of(item.item_id),
             lease_seconds=session_queue.LEASE_SECONDS,
             poll_seconds=self._poll_seconds,
+            gpu_seconds=lambda: self._queue.gpu_seconds_of(item.item_id),
+            end_overrun=lambda: self._queue.end_overrun(item.item_id),
         )
         with holding:
             self._holdings[item.item_id] = holding
@@ -124,7 +126,7 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
         GENERATION_DEVICE_POOL.acquire_session(worker.device)
         try:
             # The queue has no items of nobody's that could run: as_user refuses 'system'.
-            with tenancy.as_user(item.user_id), lease.guarding(attempt):
+            with tenancy.as_user(item.user_id), lease.guarding(attempt), self._queue.running(item):
                 if not self._cancel_queue_item_if_owner_inactive(item):
                     worker.runner.workflow_call_queue_lifecycle.run_queue_item(item)
         finally:

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from invokeai.app.services.invoker import Invoker
@@ -32,7 +32,10 @@ from invokeai.app.services.shared.graph import GraphExecutionState
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.jobs import lease, queue_rows
+from invokeai_saas.jobs.admission import Admission
 from invokeai_saas.jobs.lease import Attempt, LeaseLost
+from invokeai_saas.jobs.metering import Meter, metered
+from invokeai_saas.jobs.running import RanOverPrice, Run, checked
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 3
@@ -64,17 +67,17 @@ class _Held:
 
     attempt: Attempt
     since: float = field(default_factory=time.monotonic)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.since
+    meter: Meter = field(default_factory=Meter)
+    # What the item may cost, once it runs; None where nothing is metered.
+    run: Run | None = None
 
 
 class PostgresSessionQueue(SqliteSessionQueue):
-    """Upstream's queue on Postgres; `worker_id` names this process in job_attempts."""
+    """Upstream's queue on Postgres; `worker_id` names this process in job_attempts. Without `admission` nothing is gated or charged."""
 
-    def __init__(self, db: PostgresDatabase, *, worker_id: str | None = None) -> None:
+    def __init__(self, db: PostgresDatabase, *, worker_id: str | None = None, admission: Admission | None = None) -> None:
         super().__init__(db=cast(Any, db))
-        self._postgres = db
+        self._postgres, self._admission = db, admission
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
         self._held: dict[int, _Held] = {}
 
@@ -152,7 +155,30 @@ class PostgresSessionQueue(SqliteSessionQueue):
     def seconds_of(self, item_id: int) -> float:
         """How long this process has worked on an item that it holds."""
         held = self._held.get(item_id)
-        return 0.0 if held is None else held.seconds()
+        return 0.0 if held is None else time.monotonic() - held.since
+
+    def gpu_seconds_of(self, item_id: int) -> float:
+        """How much of that nodes ran for, without loading models."""
+        held = self._held.get(item_id)
+        return 0.0 if held is None else held.meter.seconds
+
+    @contextmanager
+    def running(self, item: SessionQueueItem) -> Iterator[None]:
+        """Around the run of an item that this process holds: its nodes are timed, and checked against plan and price where that is on."""
+        held = self._held[item.item_id]
+        run = None if self._admission is None else self._admission.begin(item, held.meter)
+        self._held[item.item_id] = replace(held, run=run)
+        with metered(held.meter), checked(run):
+            yield
+
+    def end_overrun(self, item_id: int) -> str | None:
+        """Fail an item that has run for longer than its price allows, and say so; None for one that may go on."""
+        held = self._held.get(item_id)
+        if held is None or held.run is None or (why := held.run.overrun()) is None:
+            return None
+        with tenancy.as_system("an item is stopped at its limit"), suppress(SessionQueueItemNotFoundError):
+            self.fail_queue_item(item_id, RanOverPrice.__name__, why, why)
+        return why
 
     def heartbeat(self, item_id: int, *, gpu_seconds: float) -> None:
         """Extend the lease of a running item; raises LeaseLost, after which its outputs are to be discarded."""
@@ -172,7 +198,7 @@ class PostgresSessionQueue(SqliteSessionQueue):
         try:
             with tenancy.as_system("a worker lets go of its item"), self._postgres.postgres() as cursor, lease.unguarded():
                 self._lock(item_id)
-                lease.let_go(self._postgres, held.attempt, gpu_seconds=held.seconds())
+                lease.let_go(self._postgres, held.attempt, gpu_seconds=held.meter.seconds)
                 cursor.execute(GIVE_BACK, {"item_id": item_id, "session": session})
                 self._announce(self.get_queue_item(item_id))
         except (LeaseLost, SessionQueueItemNotFoundError):
@@ -219,32 +245,48 @@ class PostgresSessionQueue(SqliteSessionQueue):
     def retry_items_by_id(self, queue_id: str, item_ids: list[int]) -> RetryItemsResult:
         """As upstream, but all or none: raises QueueFull where upstream retries as many as fit."""
         with self._postgres.postgres() as cursor:
-            for row in cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall():
-                self._demand_room(cursor, queue_id, row["user_id"], row["items"])
-            return super().retry_items_by_id(queue_id, item_ids)
+            owners = [row["user_id"] for row in self._demand_room_to_retry(cursor, queue_id, item_ids)]
+            before = queue_rows.last_item(cursor)
+            result = super().retry_items_by_id(queue_id, item_ids)
+            if self._admission is not None:
+                for owner in owners:
+                    with _as_owner(owner):
+                        self._admission.admit_again(cursor, owner, queue_rows.sessions_since(cursor, owner, before))
+            return result
 
     def enqueue_workflow_call_child(self, parent_queue_item: SessionQueueItem, *args: Any, **kwargs: Any) -> SessionQueueItem:
         """As upstream, counted and inserted under the user's lock."""
         with self._postgres.postgres() as cursor:
             cursor.execute(queue_rows.LOCK_USER, (parent_queue_item.user_id,))
+            if self._admission is not None:
+                self._admission.admit_child(cursor, parent_queue_item)
             return super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
+
+    def enqueue(self, *, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
+        """enqueue_batch() for who is in a thread of their own, and perhaps in a transaction."""
+        return self._enqueue_batch(queue_id, batch, prepend, user_id)
 
     def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """All of the batch or, with QueueFull, nothing. `prepend` is ignored: turns are given by waiting (decision 18)."""
         wanted = calc_session_count(batch)
         with _as_owner(user_id), self._postgres.postgres() as cursor:
+            admitted = None if self._admission is None else self._admission.admit(cursor, user_id, batch)
             self._demand_room(cursor, queue_id, user_id, wanted)
             rows = prepare_values_to_insert(queue_id, batch, priority=0, max_new_queue_items=wanted, user_id=user_id)
+            item_ids = queue_rows.insert(cursor, rows)
+            if admitted is not None:
+                admitted.hold(cursor, item_ids)
             result = EnqueueBatchResult(
-                queue_id=queue_id,
-                requested=wanted,
-                enqueued=len(rows),
-                batch=batch,
-                priority=0,
-                item_ids=queue_rows.insert(cursor, rows),
+                queue_id=queue_id, requested=wanted, enqueued=len(rows), batch=batch, priority=0, item_ids=item_ids[::-1]
             )
             self.events.emit_batch_enqueued(result, user_id=user_id)
         return result
+
+    def _demand_room_to_retry(self, cursor: queue_rows.Cursor, queue_id: str, item_ids: list[int]) -> list[Any]:
+        owners = cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall()
+        for row in owners:
+            self._demand_room(cursor, queue_id, row["user_id"], row["items"])
+        return owners
 
     def _demand_room(self, cursor: queue_rows.Cursor, queue_id: str, user_id: str, wanted: int) -> None:
         most = self._services().configuration.max_queue_size
@@ -289,7 +331,7 @@ class PostgresSessionQueue(SqliteSessionQueue):
             return
         held = self._held.get(item_id)
         if held is not None and status != "canceled":
-            lease.finish(self._postgres, held.attempt, gpu_seconds=held.seconds())
+            lease.finish(self._postgres, held.attempt, gpu_seconds=held.meter.seconds)
         else:
             lease.revoke(self._postgres, item_id)
 

@@ -10,7 +10,7 @@ is not remembered: with credits bought meanwhile the same request may succeed. W
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -18,9 +18,9 @@ from uuid import UUID, uuid4
 import psycopg
 from fastapi import Depends, Header, Request
 from fastapi.encoders import jsonable_encoder
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from psycopg.rows import DictRow
-from psycopg.types.json import Json
+from pydantic import BaseModel
 
 from invokeai_saas.accounts.api import Caller, web_of
 from invokeai_saas.db import tenancy
@@ -98,11 +98,11 @@ class Once:
         """What `work` returns, or returned before. It must not talk to anybody but the database; what it raises undoes it and its key."""
         with tenancy.as_user(self.user_id), self.database.postgres() as cursor:
             if self.key is None:
-                return _response(status, work())
+                return _response(status, _text(work()))
             if self._first(cursor, "done", status) is None:
                 return self._before(_existing(cursor.execute(READ, self._row).fetchone()))
-            answer = jsonable_encoder(work())
-            cursor.execute(REMEMBER, {**self._row, "status": status, "answer": Json(answer)})
+            answer = _text(work())
+            cursor.execute(REMEMBER, {**self._row, "status": status, "answer": answer})
         return _response(status, answer)
 
     def outside(self, work: Callable[[str], Any], *, status: int = 200) -> Any:
@@ -110,20 +110,20 @@ class Once:
         if self.database.in_transaction:
             raise RuntimeError("expected no open transaction around work that talks to others")
         with tenancy.as_user(self.user_id):
-            return _response(status, work(str(uuid4()))) if self.key is None else self._announced(work, status)
+            return _response(status, _text(work(str(uuid4())))) if self.key is None else self._announced(work, status)
 
-    def _announced(self, work: Callable[[str], Any], status: int) -> JSONResponse:
+    def _announced(self, work: Callable[[str], Any], status: int) -> Response:
         begun = self._begin()
-        if isinstance(begun, JSONResponse):
+        if isinstance(begun, Response):
             return begun
         try:
-            answer = jsonable_encoder(work(str(begun)))
+            answer = _text(work(str(begun)))
         except Exception:
             with self.database.postgres() as cursor:
                 cursor.execute(FORGET, {**self._row, "step_key": begun})
             raise
         with self.database.postgres() as cursor:
-            cursor.execute(REMEMBER, {**self._row, "status": status, "answer": Json(answer)})
+            cursor.execute(REMEMBER, {**self._row, "status": status, "answer": answer})
         return _response(status, answer)
 
     @property
@@ -137,7 +137,7 @@ class Once:
         row = cursor.execute(FIRST, values).fetchone()
         return None if row is None else row["step_key"]
 
-    def _begin(self) -> UUID | JSONResponse:
+    def _begin(self) -> UUID | Response:
         """The step key of work that is ours to do, or the answer of who did it; waits for who is doing it."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
@@ -156,12 +156,12 @@ class Once:
                 raise StillRunning
             time.sleep(POLL_SECONDS)
 
-    def _before(self, row: DictRow) -> JSONResponse:
+    def _before(self, row: DictRow) -> Response:
         if row["body_hash"] != self.asked:
             raise KeyReused
         if row["state"] != "done":
             raise StillRunning
-        return JSONResponse(row["answer"], status_code=row["status"], headers=REPLAYED)
+        return _response(row["status"], row["answer"], REPLAYED)
 
 
 async def once_of(
@@ -209,5 +209,12 @@ def _existing(row: DictRow | None) -> DictRow:
     return row
 
 
-def _response(status: int, answer: Any) -> JSONResponse:
-    return JSONResponse(jsonable_encoder(answer), status_code=status)
+def _text(answer: Any) -> str:
+    """The answer as it is sent and kept."""
+    if isinstance(answer, BaseModel):
+        return str(answer.model_dump_json(by_alias=True))
+    return json.dumps(jsonable_encoder(answer), separators=(",", ":"))
+
+
+def _response(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(text, status_code=status, media_type="application/json", headers=headers)

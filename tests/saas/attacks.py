@@ -90,7 +90,7 @@ TABLES = {
     "idempotency_keys": Table(
         _ONCE + "('{o}', 'POST /x', 'k', repeat('a', 64), 'done', 200)",
         "user_id",
-        "status",
+        "answer",
         (_ONCE + "('bob', 'POST /y', 'k', repeat('a', 64), 'done', 200)",),
     ),
     # Filled by the trigger of session_queue.
@@ -175,6 +175,41 @@ TABLES = {
         (),
     ),
     "audit_log": Table("INSERT INTO audit_log (actor_id, action) VALUES ('{o}', 'a')", "actor_id", "action", ()),
+    "credits": Table(
+        "INSERT INTO credits (user_id, total_credits, available_credits, source, reference_id, valid_from, valid_until)"
+        " VALUES ('{o}', 5, 5, 'purchase', '{o}-pack', now(), now() + interval '1 day')",
+        "user_id",
+        "reference_id",
+        (),
+    ),
+    # Of no item that another attack deletes.
+    "credit_holds": Table(
+        "INSERT INTO credit_holds (item_id, user_id, amount, drawn, drawn_amounts) VALUES (-1, '{o}', 5, '{{}}', '{{}}')",
+        "user_id",
+        "gpu_tier",
+        (),
+    ),
+    "credit_transactions": Table(
+        "INSERT INTO credit_transactions (user_id, credit_id, amount, transaction_type, description)"
+        " SELECT user_id, credit_id, 5, 'purchase', 'd' FROM credits WHERE user_id = '{o}'",
+        "user_id",
+        "description",
+        (),
+    ),
+    "credit_take_backs": Table(
+        "INSERT INTO credit_take_backs (reference_id, user_id, credit_id, asked, taken, owed, reason)"
+        " SELECT '{o}-refund', user_id, credit_id, 5, 0, 0, 'r' FROM credits WHERE user_id = '{o}'",
+        "reference_id",
+        "reason",
+        (),
+    ),
+    "usage_records": Table(
+        "INSERT INTO usage_records (user_id, job_id, action_type, model_used, gpu_tier, compute_seconds, credits_held, credits_consumed,"
+        " provider_credits, outcome) VALUES ('{o}', '-1', 'other', 'm', 't', 0, 5, 0, 0, 'completed')",
+        "user_id",
+        "model_used",
+        (),
+    ),
     "user_subscriptions": Table(
         "INSERT INTO user_subscriptions (user_id, plan_id, status, current_period_start, current_period_end)"
         " SELECT '{o}', plan_id, 'active', now(), now() + interval '30 days' FROM subscription_plans WHERE slug = 'pro'",

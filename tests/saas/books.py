@@ -65,7 +65,8 @@ def run(database: PostgresDatabase, item_id: int, seconds: float, *, state: str 
         database,
         """INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, state, ended_at, lease_until, gpu_seconds)
         SELECT item_id, 1 + (SELECT count(*) FROM job_attempts AS e WHERE e.item_id = item.item_id), user_id, 'w', %s,
-            CASE WHEN %s = 'running' THEN NULL ELSE now() END, now() + interval '1 minute', %s FROM session_queue AS item WHERE item_id = %s""",
+            CASE WHEN %s = 'running' THEN NULL ELSE now() END, now() + interval '1 minute', %s
+        FROM session_queue AS item WHERE item_id = %s""",
         state,
         state,
         seconds,
@@ -116,4 +117,3 @@ def remaining(database: PostgresDatabase, user_id: str) -> int:
 def drift(database: PostgresDatabase) -> list[dict[str, Any]]:
     """What is wrong, by a sum that shares nothing with the code under test."""
     return rows(database, DRIFT)
-

@@ -17,10 +17,16 @@ ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mai
 SYSTEM_ONLY |= ACCOUNT_SECRETS | {"rate_limits", "address_marks"}
 # 0008_import.sql: everybody's ids.
 SYSTEM_ONLY |= {"imported"}
+# 0012_admission.sql: which letters were written.
+SYSTEM_ONLY |= {"low_balance_letters"}
 # 0011_billing.sql: Stripe's ids and events, and marks of addresses.
 SYSTEM_ONLY |= {"billing_customers", "stripe_events", "customer_leases", "trials", "billing_marks"}
 # Runs as its owner, with the owner's policies: each one is looked at before it is added.
 DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video", "storage_announce", "storage_count", "storage_purge"}
+# 0010_credits.sql: the books' own role; who asks is compared with whose credits they are, or only the system may call.
+BOOKS_FUNCTIONS = {"credits_hold", "credits_provider_called", "tg_session_queue_settles_update", "tg_session_queue_settles_delete"}
+BOOKS_FUNCTIONS |= {"credits_grant", "credits_take_back", "credits_give_back", "credits_deduct"}
+BOOKS_FUNCTIONS |= {"credits_expire_due", "credits_release_orphans", "credits_note_late_seconds"}
 # No policy lets a tenant do it, and no grant either.
 NOT_GRANTED = {
     (table, command)
@@ -31,6 +37,9 @@ NOT_GRANTED |= {(table, command) for table in ACCOUNT_SECRETS | {"user_invitatio
 NOT_GRANTED |= {("billing_customers", command) for command in COMMANDS} | {("payments", c) for c in ("INSERT", "UPDATE", "DELETE")}
 # Made with one's first job, served by the claim.
 NOT_GRANTED |= {("queue_turns", "UPDATE"), ("queue_turns", "DELETE")}
+# 0010_credits.sql: read, and moved by the books' functions only.
+CREDITS = {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
+NOT_GRANTED |= {(table, command) for table in CREDITS for command in ("INSERT", "UPDATE", "DELETE")}
 # A revoked key's row stays.
 NOT_GRANTED |= {("api_keys", "DELETE")}
 # A tenant could put themself on another plan.
@@ -194,8 +203,28 @@ def test_definer_functions_are_those_that_were_looked_at(filled):
     query = f"SELECT {what} FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace"
     found = filled.execute(query.encode()).fetchall()
 
-    assert {name for name, _, _ in found} == DEFINER_FUNCTIONS
-    assert {(fixed, owner) for _, fixed, owner in found} == {(True, "invokeai_definer")}
+    assert {name for name, _, owner in found if owner == "invokeai_definer"} == DEFINER_FUNCTIONS
+    assert {name for name, _, owner in found if owner == "invokeai_books"} == BOOKS_FUNCTIONS
+    assert {(fixed, owner) for _, fixed, owner in found} == {(True, "invokeai_definer"), (True, "invokeai_books")}
+
+
+def test_tenants_call_the_books_for_themselves_and_the_rest_of_them_not_at_all(connection):
+    calls = (
+        "credits_hold('bob', '{1}', '{1}', '{}', '{}', '{}')",
+        "credits_grant('ann', 9, 'purchase', now(), now() + interval '1 day', 'd', NULL)",
+        "credits_take_back('bob', 1, 'purchase', 'bob-pack', 'k', 'r')",
+        "credits_give_back('bob-refund', 'r')",
+        "credits_deduct('bob', 1, 'd', NULL)",
+        "credits_expire_due()",
+        "credits_release_orphans('0 seconds')",
+        "credits_note_late_seconds(now())",
+        "credits_settle('{}')",
+        "credits_apply('{}', '{}')",
+    )
+    for call in calls:
+        become(connection, "ann")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+            connection.execute(f"SELECT {call}".encode())
 
 
 def test_views_run_with_the_rights_of_who_asks(filled):

@@ -202,9 +202,15 @@ def test_no_list_and_nothing_shared_holds_what_is_bobs(attacker, world):
         status, body = world.ask(each, person.token, world.missing, aimed=False)
         ids = re.findall(rb"\d+", body) if each.path.endswith("/item_ids") else []
         leaking = tells(world, body) or str(world.ids["item"]).encode() in ids or status >= 500 or status in (401, 403)
-        return f"{status} {body[:300]!r}" if leaking and not (status == 501 or each.path == "/api/v1/auth/me") else ""
+        excused = status == 501 or each.path == "/api/v1/auth/me" or unsold(each, status)
+        return f"{status} {body[:300]!r}" if leaking and not excused else ""
 
     assert [text for each in wanted if (text := walk([each], leak))] == []
+
+
+def unsold(operation: Operation, status: int) -> bool:
+    """This server sells nothing: it has no keys of Stripe's."""
+    return status == 503 and operation.path.startswith(("/api/v1/subscriptions/", "/api/v1/credits/"))
 
 
 def harmless(operation: Operation) -> bool:

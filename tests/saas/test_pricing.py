@@ -1,7 +1,7 @@
 """Prices: pictures by C-10, videos by formula B, both exact; seconds into credits."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 
 from invokeai_saas.credits import pricing
 from invokeai_saas.credits.pricing import Factors, TooDear, actual_credits, image_credits, price, provider_credits, video_credits
+from invokeai_saas.plans.demands import Demands, JobDemand, ProviderCall
 
 
-@dataclass(frozen=True)
-class Job:
-    kind: str
-    base: str
-    width: int | None
-    height: int | None
-    frames: int | None = None
-    steps: int | None = None
-    batch_size: int = 1
-    times: int = 1
+def job(kind, base, width, height, **numbers):
+    return JobDemand(kind=kind, node_type="denoise", node_path="d", base=base, width=width, height=height, **numbers)
+
+
+def price_of(*jobs, calls=()):
+    return price(Demands(jobs=jobs, provider_calls=calls))
+
+
+def call(node_type, pictures=1, times=1):
+    return ProviderCall(node_type=node_type, node_path="c", model=None, pictures=pictures, width=None, height=None, times=times)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_video_costs_what_formula_b_says(name, base, frames, width, height, ex
     ],
 )
 def test_the_seconds_that_are_told_are_a_fifth_more_than_the_estimate(name, base, frames, width, height, expected):
-    assert price([Job("video", base, width, height, frames=frames)]).estimated_seconds == Decimal(expected)
+    assert price_of(job("video", base, width, height, frames=frames)).estimated_seconds == Decimal(expected)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, 1), (0.2, 1), (80.0, 80), (80.1, 81)])
@@ -128,35 +129,41 @@ def test_a_size_that_cannot_be_is_refused_by_name(wrong):
 
 
 def test_a_price_adds_its_jobs_and_keeps_a_line_of_each():
-    whole = price([Job("image", "sdxl", 1024, 1024, steps=30), Job("video", "svd", 1024, 576, frames=25, times=3)])
+    whole = price_of(job("image", "sdxl", 1024, 1024, steps=30), job("video", "svd", 1024, 576, frames=25, times=3))
 
     assert (whole.estimate, whole.provider, whole.hold) == (47 + 3 * 225, 0, 722)
     assert [line.as_json() for line in whole.lines] == [
         {"kind": "image", "base": "sdxl", "credits": 47, "times": 1, "width": 1024, "height": 1024, "steps": 30, "batch_size": 1},
-        {"kind": "video", "base": "svd", "credits": 675, "times": 3, "width": 1024, "height": 576, "frames": 25},
+        {"kind": "video", "base": "svd", "credits": 675, "times": 3, "width": 1024, "height": 576, "frames": 25, "batch_size": 1},
     ]
 
 
 def test_calls_of_a_provider_carry_their_own_price():
-    whole = price([], {"gemini": 2, "somebody": 1})
+    whole = price_of(calls=[call("gemini_image_generation", pictures=2, times=3), call("somebody")])
 
-    assert (whole.estimate, whole.provider, whole.hold) == (1, 2 * 8 + 50, 67)
-    assert provider_credits("gemini", 2) == 16
+    assert (whole.estimate, whole.provider, whole.hold) == (1, 6 * 8 + 50, 99)
+    assert provider_credits("gemini_image_generation", 2) == 16
+
+
+def test_where_the_running_graph_chooses_between_models_the_dearest_counts():
+    [line] = price_of(job("image", "sd-1", 1024, 1024, steps=20, other_bases=("flux", "sdxl"))).lines
+
+    assert (line.base, line.credits) == ("flux", 52)
 
 
 def test_a_graph_without_a_priced_job_holds_one_credit():
-    assert price([]).hold == 1
+    assert price_of().hold == 1
 
 
 def test_each_model_may_be_loaded_once_however_often_it_runs():
-    one, many = (price([Job("image", "flux", 512, 512, steps=20, times=times)]).load_seconds for times in (1, 50))
+    one, many = (price_of(job("image", "flux", 512, 512, steps=20, times=times)).load_seconds for times in (1, 50))
 
     assert one == many == 300
 
 
 def test_a_price_that_no_account_can_hold_is_refused():
-    with pytest.raises(TooDear, match="expected at most 2147483647 credits"):
-        price([Job("video", "hunyuan-video", 8192, 8192, frames=100_000, times=1000)])
+    with pytest.raises(TooDear, match="expected at most 10000000 credits"):
+        price_of(job("video", "hunyuan-video", 8192, 8192, frames=100_000, times=1000))
 
 
 @pytest.mark.parametrize(

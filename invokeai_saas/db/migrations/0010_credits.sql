@@ -54,9 +54,10 @@ END $$;
 CREATE TRIGGER tg_credits_add_up AFTER INSERT OR UPDATE OF total_credits, consumed_credits, expired_credits, revoked_credits, owed_credits
     ON credits FOR EACH ROW EXECUTE FUNCTION tg_credits_add_up();
 
--- One per root item, for good. No foreign key: the books outlive the queue.
+-- One per root item, for good. No foreign key: the books outlive the queue. The user is in the key, so that nobody takes the place of
+-- another user's hold: only the item's owner's is settled with it.
 CREATE TABLE credit_holds (
-    item_id bigint NOT NULL CONSTRAINT credit_holds_pkey PRIMARY KEY,
+    item_id bigint NOT NULL,
     user_id text NOT NULL,
     amount credit_amount NOT NULL,
     -- The part of `amount` that external providers charge, whatever the seconds; and how much of it their calls came to by now.
@@ -76,7 +77,8 @@ CREATE TABLE credit_holds (
     reason text,
     seconds double precision,
     created_at timestamptz NOT NULL DEFAULT now(),
-    settled_at timestamptz
+    settled_at timestamptz,
+    CONSTRAINT credit_holds_pkey PRIMARY KEY (item_id, user_id)
 );
 CREATE INDEX credit_holds_open ON credit_holds (user_id) WHERE state = 'held';
 
@@ -140,7 +142,7 @@ CREATE INDEX credit_take_backs_user_id ON credit_take_backs (user_id);
 CREATE TABLE usage_records (
     id uuid NOT NULL DEFAULT gen_random_uuid() CONSTRAINT usage_records_pkey PRIMARY KEY,
     user_id text NOT NULL,
-    job_id text NOT NULL CONSTRAINT usage_records_one_per_job UNIQUE,
+    job_id text NOT NULL,
     action_type text NOT NULL CONSTRAINT usage_records_action_type_is_known CHECK (action_type IN ('txt2img', 'img2img', 'inpaint',
         'upscale', 'controlnet', 'txt2vid', 'img2vid', 'vid2vid', 'product_video', 'story', 'other')),
     model_used text NOT NULL,
@@ -154,7 +156,8 @@ CREATE TABLE usage_records (
     credits_consumed integer NOT NULL,
     provider_credits integer NOT NULL,
     outcome text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT usage_records_one_per_job UNIQUE (job_id, user_id)
 );
 CREATE INDEX usage_records_of_user ON usage_records (user_id, created_at);
 CREATE INDEX usage_records_created_at ON usage_records (created_at);
@@ -193,40 +196,35 @@ GRANT SELECT, DELETE ON images, videos TO invokeai_books;
 CREATE FUNCTION credits_now() RETURNS timestamptz LANGUAGE sql STABLE RETURN now();
 
 -- All of the items get their hold, or none and credits_insufficient is raised with what is left and what was asked. A tenant holds for
--- themself; who asks is still to be seen in the setting of SET ROLE. The usual case is one item and one grant that covers it: two writes.
--- The update looks at the newest row, also after it waited for it.
+-- themself; who asks is still to be seen in the setting of SET ROLE. The usual case is one item and one grant that covers it: one
+-- statement, two rows. The update looks at the newest row, also after it waited for it.
 CREATE FUNCTION credits_hold(
-    p_user text, p_item bigint[], p_amount integer[], p_provider integer[] DEFAULT '{}', p_tier text[] DEFAULT '{}',
-    p_detail jsonb[] DEFAULT '{}'
+    p_user text, p_item bigint[], p_amount integer[], p_provider integer[], p_tier text[], p_detail jsonb[]
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     item bigint := p_item[1];
     wanted integer := p_amount[1];
-    found_credit uuid;
 BEGIN
     IF p_user IS DISTINCT FROM app_user_id() AND current_setting('role') <> 'invokeai_system' THEN
         RAISE EXCEPTION 'these credits are another user''s' USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF cardinality(p_item) > 1 THEN
-        PERFORM credits_hold_across_grants(p_user, p_item, p_amount, p_provider, p_tier, p_detail);
-        RETURN;
-    END IF;
-    IF NOT EXISTS (SELECT FROM session_queue WHERE item_id = item AND user_id = p_user AND root_item_id IS NULL) THEN
-        RAISE EXCEPTION 'expected the user''s own root items' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    UPDATE credits SET held_credits = held_credits + wanted, available_credits = available_credits - wanted
-    WHERE credit_id = (
-        SELECT credit_id FROM credits WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
-            AND available_credits > 0
-        ORDER BY valid_until, created_at, credit_id LIMIT 1
-    ) AND available_credits >= wanted
-    RETURNING credit_id INTO found_credit;
-    IF found_credit IS NULL THEN
-        PERFORM credits_hold_across_grants(p_user, p_item, p_amount, p_provider, p_tier, p_detail);
-    ELSE
+    IF cardinality(p_item) = 1 AND cardinality(p_amount) = 1 THEN
+        WITH drawn AS (
+            UPDATE credits SET held_credits = held_credits + wanted, available_credits = available_credits - wanted
+            WHERE credit_id = (
+                SELECT credit_id FROM credits WHERE user_id = p_user AND valid_until > credits_now() AND valid_from <= credits_now()
+                    AND available_credits > 0
+                ORDER BY valid_until, created_at, credit_id LIMIT 1
+            ) AND available_credits >= wanted
+            RETURNING credit_id
+        )
         INSERT INTO credit_holds (item_id, user_id, amount, provider_credits, gpu_tier, detail, drawn, drawn_amounts)
-        VALUES (item, p_user, wanted, COALESCE(p_provider[1], 0), p_tier[1], p_detail[1], ARRAY[found_credit], p_amount);
+        SELECT item, p_user, wanted, COALESCE(p_provider[1], 0), p_tier[1], p_detail[1], ARRAY[credit_id], p_amount FROM drawn;
+        IF FOUND THEN
+            RETURN;
+        END IF;
     END IF;
+    PERFORM credits_hold_across_grants(p_user, p_item, p_amount, p_provider, p_tier, p_detail);
 END $$;
 
 -- The rows are locked in the order of drawing until they suffice; what is drawn from each is written once, at the end.
@@ -245,9 +243,8 @@ DECLARE
     drawn uuid[];
     amounts integer[];
 BEGIN
-    IF (SELECT count(*) FROM session_queue WHERE item_id = ANY(p_item) AND user_id = p_user AND root_item_id IS NULL) <> cardinality(p_item)
-        OR cardinality(p_item) <> cardinality(p_amount) THEN
-        RAISE EXCEPTION 'expected an amount for each of the user''s own root items' USING ERRCODE = 'invalid_parameter_value';
+    IF cardinality(p_item) <> cardinality(p_amount) OR 0 >= ANY(p_amount) THEN
+        RAISE EXCEPTION 'expected an amount for each item' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     FOR open IN
         SELECT credit_id, available_credits AS available FROM credits
@@ -376,15 +373,16 @@ DECLARE
     was_started boolean;
     sessions text[];
     items bigint[] := '{}';
+    users text[] := '{}';
     moved integer;
 BEGIN
     -- All of the users' grants that a hold may touch, in the order in which holds lock them; it also counts their failures one by one.
     PERFORM FROM credits WHERE user_id IN (
-            SELECT user_id FROM credit_holds WHERE item_id = ANY(ARRAY(SELECT item_id FROM unnest(p_endings))) AND state = 'held')
+            SELECT holds.user_id FROM unnest(p_endings) AS ended JOIN credit_holds AS holds USING (item_id, user_id) WHERE state = 'held')
         AND (valid_until > credits_now() OR held_credits > 0)
         ORDER BY user_id, valid_until, created_at, credit_id FOR UPDATE;
     FOREACH ending IN ARRAY p_endings LOOP
-        SELECT * INTO held FROM credit_holds WHERE item_id = ending.item_id AND state = 'held' FOR UPDATE;
+        SELECT * INTO held FROM credit_holds WHERE item_id = ending.item_id AND user_id = ending.user_id AND state = 'held' FOR UPDATE;
         CONTINUE WHEN NOT FOUND;
         SELECT used.seconds + held.child_seconds, used.started OR held.child_started INTO measured_seconds, was_started
         FROM credits_measure(ending.item_id, ending.was = 'in_progress') AS used;
@@ -408,18 +406,19 @@ BEGIN
             DELETE FROM images WHERE session_id = ANY(sessions) AND user_id = ending.user_id;
             DELETE FROM videos WHERE session_id = ANY(sessions) AND user_id = ending.user_id;
         END IF;
-        PERFORM credits_note_usage(ending.item_id);
+        PERFORM credits_note_usage(ending.item_id, ending.user_id);
         items := items || ending.item_id;
+        users := users || ending.user_id;
     END LOOP;
     IF cardinality(items) > 0 THEN
-        PERFORM credits_apply(items);
+        PERFORM credits_apply(items, users);
     END IF;
     RETURN cardinality(items);
 END $$;
 
 -- What settled holds consumed leaves their grants in the order of drawing; the rest goes back in reverse. Of what goes back, a grant that
 -- owes keeps nothing until it is even, and one that has ended expires it: never lost from the books.
-CREATE FUNCTION credits_apply(p_items bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION credits_apply(p_items bigint[], p_users text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     wanted integer;
     moved integer;
@@ -429,8 +428,8 @@ BEGIN
         SELECT hold.item_id, hold.user_id, draw.credit_id, draw.amount,
             GREATEST(0, LEAST(draw.amount, hold.captured - sum(draw.amount) OVER (PARTITION BY hold.item_id ORDER BY place) + draw.amount))
                 ::integer AS used
-        FROM credit_holds AS hold CROSS JOIN LATERAL unnest(drawn, drawn_amounts) WITH ORDINALITY AS draw (credit_id, amount, place)
-        WHERE hold.item_id = ANY(p_items)
+        FROM unnest(p_items, p_users) AS ended (item_id, user_id) JOIN credit_holds AS hold USING (item_id, user_id)
+        CROSS JOIN LATERAL unnest(drawn, drawn_amounts) WITH ORDINALITY AS draw (credit_id, amount, place)
     ), freed AS (
         SELECT credit_id, sum(amount)::integer AS amount, sum(used)::integer AS used FROM split GROUP BY credit_id
     ), parts AS (
@@ -458,7 +457,8 @@ BEGIN
         RAISE EXCEPTION 'expected to settle with % grants, settled with %', wanted, moved;
     END IF;
     FOR debt IN SELECT DISTINCT credit_id FROM credit_take_backs WHERE recovered < owed AND undone_at IS NULL
-            AND credit_id IN (SELECT unnest(drawn) FROM credit_holds WHERE item_id = ANY(p_items)) LOOP
+            AND credit_id IN (SELECT unnest(drawn) FROM unnest(p_items, p_users) AS ended (item_id, user_id)
+                JOIN credit_holds USING (item_id, user_id)) LOOP
         PERFORM credits_note_recovered(debt.credit_id);
     END LOOP;
 END $$;
@@ -483,7 +483,7 @@ CREATE FUNCTION credits_detail_integer(p_detail jsonb, p_key text) RETURNS integ
 RETURN CASE WHEN jsonb_typeof(p_detail -> p_key) = 'number' AND (p_detail ->> p_key)::numeric BETWEEN 0 AND 2147483647
     THEN (p_detail ->> p_key)::numeric::integer END;
 
-CREATE FUNCTION credits_note_usage(p_item bigint) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION credits_note_usage(p_item bigint, p_user text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO usage_records (user_id, job_id, action_type, model_used, gpu_tier, steps, width, height, batch_size, compute_seconds,
         credits_held, credits_consumed, provider_credits, outcome)
     SELECT user_id, item_id::text,
@@ -493,7 +493,7 @@ CREATE FUNCTION credits_note_usage(p_item bigint) RETURNS void LANGUAGE sql AS $
         credits_detail_integer(detail, 'steps'), credits_detail_integer(detail, 'width'), credits_detail_integer(detail, 'height'),
         credits_detail_integer(detail, 'batch_size'), seconds, amount, captured,
         CASE WHEN captured = 0 THEN 0 WHEN reason = 'completed' THEN provider_credits ELSE provider_spent END, reason
-    FROM credit_holds WHERE item_id = p_item
+    FROM credit_holds WHERE item_id = p_item AND user_id = p_user
 $$;
 
 -- The triggers see whole statements, so that clearing thousands of items touches each grant once. Postgres gives both tables in any order;
@@ -510,7 +510,7 @@ BEGIN
         SELECT ROW(item_id, root_item_id, user_id, session_id, was, status, error_type)::credits_ending
         FROM (SELECT *, before[row_number() OVER (ORDER BY item_id)] AS was FROM came) AS changed
         WHERE was IS DISTINCT FROM status ORDER BY item_id);
-    IF EXISTS (SELECT FROM unnest(ended) AS back JOIN credit_holds USING (item_id)
+    IF EXISTS (SELECT FROM unnest(ended) AS back JOIN credit_holds USING (item_id, user_id)
             WHERE back.becomes NOT IN ('completed', 'failed', 'canceled') AND state <> 'held') THEN
         RAISE EXCEPTION 'a job that has ended and was settled cannot run again' USING ERRCODE = 'integrity_constraint_violation',
             CONSTRAINT = 'credit_holds_settled_once';
@@ -676,7 +676,8 @@ DECLARE
     orphans credits_ending[] := ARRAY(
         SELECT ROW(item_id, NULL, user_id, '', 'gone', 'orphaned', NULL)::credits_ending FROM credit_holds
         WHERE state = 'held' AND created_at < clock_timestamp() - p_older_than AND NOT EXISTS (SELECT FROM session_queue AS item
-            WHERE item.item_id = credit_holds.item_id AND item.status IN ('pending', 'in_progress', 'waiting'))
+            WHERE item.item_id = credit_holds.item_id AND item.user_id = credit_holds.user_id AND item.root_item_id IS NULL
+                AND item.status IN ('pending', 'in_progress', 'waiting'))
         ORDER BY item_id LIMIT 1000);
 BEGIN
     RETURN credits_settle(orphans);

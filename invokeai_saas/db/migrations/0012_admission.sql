@@ -15,8 +15,8 @@ CREATE TABLE idempotency_keys (
     state text NOT NULL CONSTRAINT idempotency_keys_state_is_known CHECK (state IN ('running', 'done')),
     lease_until timestamptz,
     status integer,
-    -- json, not jsonb: the answer comes back letter by letter.
-    answer json,
+    -- JSON, as it was sent: it comes back letter by letter.
+    answer text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (user_id, route, key),
     CONSTRAINT idempotency_keys_running_with_lease CHECK ((state = 'running') = (lease_until IS NOT NULL)),
@@ -40,3 +40,14 @@ CREATE POLICY idempotency_keys_update ON idempotency_keys FOR UPDATE TO invokeai
     WITH CHECK (user_id = (SELECT app_user_id()));
 CREATE POLICY idempotency_keys_delete ON idempotency_keys FOR DELETE TO invokeai_app
     USING (user_id = (SELECT app_user_id()));
+
+-- Who was told that their credits run low, until they have enough again. System work only: no grant and no policy for tenants.
+CREATE TABLE low_balance_letters (
+    user_id text NOT NULL CONSTRAINT low_balance_letters_pkey PRIMARY KEY
+        CONSTRAINT low_balance_letters_user_id_fkey REFERENCES users (user_id) ON DELETE CASCADE,
+    told_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+ALTER TABLE low_balance_letters ENABLE ROW LEVEL SECURITY;
+ALTER TABLE low_balance_letters FORCE ROW LEVEL SECURITY;
+CREATE POLICY low_balance_letters_system ON low_balance_letters TO invokeai_system USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, DELETE ON low_balance_letters TO invokeai_system;

@@ -1,0 +1,1 @@
+"""What administrators look at: money in, work done, margins; as JSON and as CSV."""

@@ -66,7 +66,7 @@ BODIES: dict[Kind, tuple[str, ...]] = {
     ),
     "pack_bought": ("your payment arrived and the credits that you bought are on your account. They are good for 60 days:",),
     "pack_pending": ("thank you for your order. Your bank is sending the payment; the credits come when it has arrived:",),
-    "pack_failed": ("your bank did not send the payment for the credits that you ordered, so nothing was charged. You can try again here:",),
+    "pack_failed": ("your bank did not send the payment for the credits that you ordered, so nothing was charged. Try again here:",),
     "money_back": ("a payment of yours was refunded or is disputed, and the unused credits that came with it were taken back. See here:",),
     "tester_granted": ("you were given the tester plan and its credits for a while. See what you have here:",),
     "tester_revoked": ("your time as a tester has ended, and the unused credits of it were taken back. Choose a plan to go on:",),

@@ -1,1 +1,1 @@
-"""Money: Stripe's customers, checkouts and events in; subscriptions, payments and grants of credits out. Trials and testers' windows too."""
+"""Money: Stripe's customers, checkouts and events in; subscriptions, payments and grants of credits out. Trials and testers too."""

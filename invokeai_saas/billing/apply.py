@@ -1,6 +1,7 @@
-"""Facts in, rows out: subscriptions, payments and grants become what Stripe says now. Inside one fenced transaction, each fact in a savepoint.
+"""Facts in, rows out: subscriptions, payments and grants become what Stripe says now.
 
-Nothing here asks what happened before at Stripe: to apply a fact twice, late or after a newer one of another object changes nothing.
+Inside one fenced transaction, each fact in a savepoint. Nothing here asks what happened before at Stripe: to apply a fact twice, late or
+after a newer one of another object changes nothing.
 """
 
 import logging

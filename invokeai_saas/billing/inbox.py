@@ -48,7 +48,8 @@ ORDER BY not_before LIMIT 1
 """
 LEASE = """
 INSERT INTO customer_leases AS held (customer, fence, leased_until) VALUES (%(customer)s, 1, clock_timestamp() + %(lease)s)
-ON CONFLICT (customer) DO UPDATE SET fence = held.fence + 1, leased_until = EXCLUDED.leased_until WHERE held.leased_until <= clock_timestamp()
+ON CONFLICT (customer) DO UPDATE SET fence = held.fence + 1, leased_until = EXCLUDED.leased_until
+    WHERE held.leased_until <= clock_timestamp()
 RETURNING fence
 """
 TAKE = """

@@ -25,7 +25,8 @@ INSERT INTO billing_marks (name, reached) VALUES (%s, %s) ON CONFLICT (name) DO 
 # Whose period ended a day ago without a new one, or who is unpaid: if Stripe knows better, its event never came.
 DOUBTFUL = """
 SELECT DISTINCT stripe_customer_id FROM user_subscriptions
-WHERE stripe_customer_id IS NOT NULL AND (status = 'past_due' OR (status = 'active' AND current_period_end < clock_timestamp() - interval '1 day'))
+WHERE stripe_customer_id IS NOT NULL AND (status = 'past_due'
+    OR (status = 'active' AND current_period_end < clock_timestamp() - interval '1 day'))
 ORDER BY stripe_customer_id LIMIT 500
 """
 ALL = "SELECT stripe_customer_id FROM billing_customers WHERE retired_at IS NULL ORDER BY created_at"

@@ -20,7 +20,8 @@ def billing_of(request: Request) -> Billing:
 
 async def raw_body(request: Request) -> bytes:
     """As it came: a signature is over bytes, not over what they mean."""
-    return await request.body()
+    body: bytes = await request.body()
+    return body
 
 
 @webhooks_router.post("/stripe", openapi_extra={"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}})

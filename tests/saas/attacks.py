@@ -230,7 +230,9 @@ TABLES = {
             " VALUES ('ann', 'ann', now() + interval '1 day', 'because I can')",
         ),
     ),
-    "billing_customers": Table("INSERT INTO billing_customers (stripe_customer_id, user_id) VALUES ('{o}', '{o}')", "user_id", "user_id", ()),
+    "billing_customers": Table(
+        "INSERT INTO billing_customers (stripe_customer_id, user_id) VALUES ('{o}', '{o}')", "user_id", "user_id", ()
+    ),
     "payments": Table(
         _PAID + "('{o}', 'pack', '{o}-payment', 5, 'succeeded', 'd')",
         "stripe_payment_intent_id",

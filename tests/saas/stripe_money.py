@@ -319,8 +319,8 @@ class Money(Store):
                 status_transitions={"canceled_at": None, "paid_at": None},
             )
         if not self._attempt(invoice) and invoice["billing_reason"] != "subscription_update":
-            for nth, days in enumerate(RETRY_DAYS, start=1):
-                self.at(self.now + days * DAY, lambda last=nth == len(RETRY_DAYS): self._try_again(invoice, last=last))
+            for days in RETRY_DAYS:
+                self.at(self.now + days * DAY, lambda last=days == RETRY_DAYS[-1]: self._try_again(invoice, last=last))
 
     def _try_again(self, invoice: Object, *, last: bool) -> None:
         if invoice["status"] == "open" and not self._attempt(invoice) and last:

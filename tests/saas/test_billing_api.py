@@ -57,7 +57,8 @@ def test_nobody_and_who_may_not_are_turned_away(client, ann, method, path, body)
 
 @pytest.mark.parametrize(("path", "body", "status"), [
     ("subscriptions/subscribe", {"plan_id": "platinum"}, 400), ("subscriptions/subscribe", {"plan_id": "tester"}, 400),
-    ("subscriptions/subscribe", {"plan_id": "00000000-0000-0000-0000-000000000000"}, 400), ("subscriptions/subscribe", {"plan_id": ""}, 422),
+    ("subscriptions/subscribe", {"plan_id": "00000000-0000-0000-0000-000000000000"}, 400),
+    ("subscriptions/subscribe", {"plan_id": ""}, 422),
     ("subscriptions/subscribe", {}, 422), ("credits/purchase", {"amount": 0}, 400), ("credits/purchase", {"amount": -1000}, 400),
     ("credits/purchase", {"amount": 1001}, 400), ("credits/purchase", {"pack": "huge"}, 400), ("credits/purchase", {}, 422),
     ("credits/purchase", {"pack": "small", "amount": 1000}, 422), ("credits/purchase", {"amount": 1000.5}, 422),

@@ -1,4 +1,4 @@
-"""The double is Stripe enough: its shapes are the SDK's and the published fixtures', it keeps keys, refuses what Stripe refuses, fails on demand.
+"""The double is Stripe enough: shapes of the SDK and of the published fixtures, idempotency keys, refusals, failures on demand.
 
 SAAS_STRIPE_FIXTURES names a fixtures3.json of github.com/stripe/openapi; without it that comparison is skipped.
 """

@@ -12,7 +12,11 @@ from saas.people import rows
 
 from invokeai_saas.billing import inbox, process, service
 
-PAID = "INSERT INTO payments (user_id, kind, stripe_payment_intent_id, stripe_invoice_id, amount, status, credits, description, amount_refunded)"
+PAID = (
+    "INSERT INTO payments"
+    " (user_id, kind, stripe_payment_intent_id, stripe_invoice_id, amount, status, credits, description, amount_refunded)"
+)
+EVENT = "INSERT INTO stripe_events (event_id, type, object_kind, object_id, happened_at, state) VALUES ('e', 't',"
 GUARDS = {
     "payments_kind_is_known": f"{PAID} VALUES ('u', 'gift', 'pi', 'in', 5, 'succeeded', 0, 'd', 0)",
     "payments_status_is_known": f"{PAID} VALUES ('u', 'pack', 'pi', NULL, 5, 'lost', 0, 'd', 0)",
@@ -21,14 +25,10 @@ GUARDS = {
     "payments_refunded_within_amount": f"{PAID} VALUES ('u', 'pack', 'pi', NULL, 5, 'succeeded', 0, 'd', 6)",
     "payments_of_something": f"{PAID} VALUES ('u', 'pack', NULL, 'in', 5, 'succeeded', 0, 'd', 0)",
     "payments_grant_when_paid": f"{PAID} VALUES ('u', 'pack', 'pi', NULL, 5, 'failed', 1000, 'd', 0)",
-    "stripe_events_state_is_known":
-        "INSERT INTO stripe_events (event_id, type, object_kind, object_id, happened_at, state) VALUES ('e', 't', 'invoice', 'i', now(), 'odd')",
-    "stripe_events_kind_is_known":
-        "INSERT INTO stripe_events (event_id, type, object_kind, object_id, happened_at) VALUES ('e', 't', 'gift', 'i', now())",
-    "stripe_events_failed_with_error":
-        "INSERT INTO stripe_events (event_id, type, object_kind, object_id, happened_at, state) VALUES ('e', 't', 'invoice', 'i', now(), 'failed')",
-    "stripe_events_processed_when":
-        "INSERT INTO stripe_events (event_id, type, object_kind, object_id, happened_at, state) VALUES ('e', 't', 'invoice', 'i', now(), 'done')",
+    "stripe_events_state_is_known": f"{EVENT} 'invoice', 'i', now(), 'odd')",
+    "stripe_events_kind_is_known": f"{EVENT} 'gift', 'i', now(), 'waiting')",
+    "stripe_events_failed_with_error": f"{EVENT} 'invoice', 'i', now(), 'failed')",
+    "stripe_events_processed_when": f"{EVENT} 'invoice', 'i', now(), 'done')",
     "trials_mark_is_sha256": "INSERT INTO trials (mark) VALUES ('ann@example.com')",
 }  # fmt: skip
 

@@ -59,7 +59,8 @@ def test_nobody_gets_a_second_trial_with_the_same_mailbox(trying, shop, again):
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [
-    ("a.b@gmail.com", "ab+x@googlemail.com", True), ("a.b@example.com", "ab@example.com", False), ("+x@example.com", "+y@example.com", False),
+    ("a.b@gmail.com", "ab+x@googlemail.com", True), ("a.b@example.com", "ab@example.com", False),
+    ("+x@example.com", "+y@example.com", False),
 ])  # fmt: skip
 def test_mailboxes_are_known_by_how_their_providers_read_them(one, other, same):
     assert (trial.mailbox(one) == trial.mailbox(other)) is same
@@ -84,10 +85,8 @@ def test_a_trial_that_is_over_expires_and_its_data_go_after_thirty_days(trying, 
     early = erase.erase_due(trying)
     rows(database, "UPDATE saas_users SET access_ended_at = access_ended_at - interval '25 days' WHERE user_id = %s", bob.user_id)
     erase.send_notices(trying)
-    rows(
-        database,
-        "UPDATE saas_users SET access_ended_at = access_ended_at - interval '8 days', erase_notice_at = erase_notice_at - interval '8 days'",
-    )
+    rows(database, "UPDATE saas_users SET access_ended_at = access_ended_at - interval '8 days'")
+    rows(database, "UPDATE saas_users SET erase_notice_at = erase_notice_at - interval '8 days'")
 
     assert before == (None, "expired", True)
     assert subscription(shop, bob.user_id)["status"] == "expired"

@@ -73,9 +73,7 @@ def grant_tester(body: forms.TesterGrantRequest, caller: Caller, once: OnceDep, 
     billing = billing_of(request)
 
     def work() -> forms.TesterGrantDTO:
-        row = testers.grant(
-            billing, caller, user_id=body.user_id, days=body.duration_days, reason=body.reason, amount=body.credits
-        )
+        row = testers.grant(billing, caller, user_id=body.user_id, days=body.duration_days, reason=body.reason, amount=body.credits)
         return forms.TesterGrantDTO.of(row)
 
     return once.in_transaction(work, status=status.HTTP_201_CREATED)

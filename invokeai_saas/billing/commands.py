@@ -63,7 +63,9 @@ def inbox(args: argparse.Namespace, settings: Settings) -> int:
     with _opened(settings) as billing:
         for row in events.listed(billing, args.state or ("waiting", "failed"), limit=args.limit):
             when = f"{row['received_at']:%Y-%m-%d %H:%M:%S}"
-            print(f"{when}  {row['event_id']}  {row['type']}  {row['customer']}  {row['state']} after {row['attempts']} tries  {row['error'] or ''}")
+            print(
+                f"{when}  {row['event_id']}  {row['type']}  {row['customer']}  {row['state']} after {row['attempts']} tries  {row['error'] or ''}"
+            )
         counts = events.counts(billing)
     print(", ".join(f"{number} {state}" for state, (number, _) in sorted(counts.items())) or "the inbox is empty")
     return 1 if "failed" in counts else 0

@@ -37,9 +37,7 @@ EVENT_TYPES = (
 def client_of(key: str, *, api_base: str | None = None) -> stripe.StripeClient:
     """The official client, with a timeout and retries; `api_base` for a proxy or a double."""
     bases: Any = {} if api_base is None else {"base_addresses": {"api": api_base}}
-    return stripe.StripeClient(
-        key, http_client=stripe.RequestsClient(timeout=TIMEOUT_SECONDS), max_network_retries=RETRIES, **bases
-    )
+    return stripe.StripeClient(key, http_client=stripe.RequestsClient(timeout=TIMEOUT_SECONDS), max_network_retries=RETRIES, **bases)
 
 
 class Gateway:
@@ -112,7 +110,8 @@ class Gateway:
         """A customer for a user; the same one again for the same key."""
         params: Any = {"email": email, "metadata": {"user_id": user_id}, **({"name": name} if name else {})}
         with self._translated():
-            return self._v1.customers.create(params, {"idempotency_key": key}).id
+            made: str = self._v1.customers.create(params, {"idempotency_key": key}).id
+        return made
 
     def customer_is_there(self, customer: str) -> bool:
         """False for one that was deleted, or never was."""
@@ -130,7 +129,9 @@ class Gateway:
         except StripeObjectGone:
             pass
 
-    def sell_plan(self, *, customer: str, user_id: str, price: str, plan: str, success_url: str, cancel_url: str, key: str) -> tuple[str, str]:
+    def sell_plan(
+        self, *, customer: str, user_id: str, price: str, plan: str, success_url: str, cancel_url: str, key: str
+    ) -> tuple[str, str]:
         """A checkout of a subscription: its id and the address to send the customer to. Checkouts that are open already are closed."""
         with self._translated():
             for open_one in self._v1.checkout.sessions.list({"customer": customer, "status": "open", "limit": PAGE}).data:
@@ -148,7 +149,9 @@ class Gateway:
             session = self._v1.checkout.sessions.create(params, {"idempotency_key": key})
         return session.id, str(session.url)
 
-    def sell_pack(self, *, customer: str, user_id: str, pack: Pack, currency: str, success_url: str, cancel_url: str, key: str) -> tuple[str, str]:
+    def sell_pack(
+        self, *, customer: str, user_id: str, pack: Pack, currency: str, success_url: str, cancel_url: str, key: str
+    ) -> tuple[str, str]:
         """A checkout of a pack: its id and address. The PaymentIntent carries what to grant."""
         metadata = {"kind": facts.PACK_KIND, "pack": pack.name, "credits": str(pack.credits), "user_id": user_id}
         price = {
@@ -172,7 +175,8 @@ class Gateway:
     def portal(self, *, customer: str, return_url: str) -> str:
         """Where the customer changes cards and reads invoices."""
         with self._translated():
-            return self._v1.billing_portal.sessions.create({"customer": customer, "return_url": return_url}).url
+            url: str = self._v1.billing_portal.sessions.create({"customer": customer, "return_url": return_url}).url
+        return url
 
     def upgrade(self, held: SubscriptionFacts, *, price: str, key: str) -> None:
         """A dearer price now, the difference invoiced and charged at once; until it is paid the old price stays."""

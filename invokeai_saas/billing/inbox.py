@@ -1,7 +1,7 @@
 """Stripe's events: proved, written down once by their id, taken by customer, ended. No event is processed here.
 
-    body ─► verify ─► record (the insert decides who was first) ─► 200          take ─► events of one customer, leased and fenced
-                                                                              finish / postpone ─► done, later, or failed
+body ─► verify ─► record (the insert decides who was first) ─► 200          take ─► events of one customer, leased and fenced
+                                                                          finish / postpone ─► done, later, or failed
 """
 
 import json

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from invokeai_saas.accounts.store import Cursor
 from invokeai_saas.billing import apply, customers, inbox
 from invokeai_saas.billing.errors import Busy, Fenced, StripeObjectGone, StripeUnavailable
+from invokeai_saas.billing.gateway import Gateway
 from invokeai_saas.billing.inbox import Ref, Taken
 from invokeai_saas.billing.model import Billing, InvoiceFacts, PaymentFacts, SubscriptionFacts
 from invokeai_saas.db import tenancy
@@ -107,7 +109,7 @@ def fetch(billing: Billing, taken: Taken) -> Snapshot:
     return snapshot
 
 
-def _fetch(gateway: customers.Gateway, customer: str, ref: Ref, snapshot: Snapshot) -> None:
+def _fetch(gateway: Gateway, customer: str, ref: Ref, snapshot: Snapshot) -> None:
     if ref.kind == "everything":
         for invoice in gateway.invoices(customer):
             snapshot.invoices[invoice.id] = invoice
@@ -121,13 +123,14 @@ def _fetch(gateway: customers.Gateway, customer: str, ref: Ref, snapshot: Snapsh
         intent = gateway.session_payment(ref.id)
         if intent is not None:
             _fetch_payment(gateway, intent, ref, snapshot)
+            return
     # Any of them may have changed what runs; asked once.
     snapshot.of.setdefault((ref.kind, ref.id), []).append(ref)
     if ref.kind != "payment_intent" and snapshot.subscriptions is None:
         snapshot.subscriptions = gateway.subscriptions(customer)
 
 
-def _fetch_payment(gateway: customers.Gateway, intent: str, ref: Ref, snapshot: Snapshot) -> None:
+def _fetch_payment(gateway: Gateway, intent: str, ref: Ref, snapshot: Snapshot) -> None:
     if intent not in snapshot.payments:
         snapshot.payments[intent] = gateway.payment(intent)
     snapshot.of.setdefault(("payment_intent", intent), []).append(ref)
@@ -145,7 +148,7 @@ def _apply(billing: Billing, taken: Taken, snapshot: Snapshot) -> list[Subscript
             return []
         turn = apply.begin(billing, cursor, user_id)
         if snapshot.subscriptions is not None:
-            everybody = [ref for ref in taken.refs if ref.kind != "payment_intent"]
+            everybody = [ref for ref in taken.refs if ref.kind in ("subscription", "invoice", "checkout_session", "everything")]
             with apply.in_savepoint(cursor, lambda error: wrong.update(dict.fromkeys(everybody, error))):
                 apply.subscriptions(turn, snapshot.subscriptions)
         for payment in sorted(snapshot.payments.values(), key=lambda each: (each.paid_at, each.id)):
@@ -165,7 +168,7 @@ def _apply(billing: Billing, taken: Taken, snapshot: Snapshot) -> list[Subscript
     return turn.duplicates
 
 
-def _postpone(billing: Billing, cursor: apply.Cursor, ref: Ref, error: Exception) -> None:
+def _postpone(billing: Billing, cursor: Cursor, ref: Ref, error: Exception) -> None:
     if ref.events:
         inbox.postpone(cursor, ref.events, error=f"{type(error).__name__}: {error}", most=billing.policy.max_attempts)
     # An outage of Stripe is no news; what a person must look at is.

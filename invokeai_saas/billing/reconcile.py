@@ -1,7 +1,7 @@
 """What webhooks did not bring: Stripe's own list of events goes through the inbox again, and customers whose rows look old are asked about.
 
-    since the last time (and an hour) ─► events ─► inbox (known ones stay) ─► processed
-    unpaid, past their period, or all ─► customer ─► everything that Stripe has of it ─► rows
+since the last time (and an hour) ─► events ─► inbox (known ones stay) ─► processed
+unpaid, past their period, or all ─► customer ─► everything that Stripe has of it ─► rows
 """
 
 import logging

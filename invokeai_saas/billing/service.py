@@ -214,5 +214,3 @@ def _dearer(billing: Billing, plan: Plan, than: str) -> bool:
     with tenancy.as_system("plans are the same for all"), billing.database.postgres() as cursor:
         before = catalog.plan_by_slug(cursor, than)
     return (plan.monthly_price or 0) > (before.monthly_price or 0)
-
-

@@ -29,9 +29,7 @@ LIST = "SELECT * FROM tester_plan_grants" + ACTIVE + " ORDER BY created_at DESC,
 COUNT = "SELECT count(*) AS total FROM tester_plan_grants" + ACTIVE
 
 
-def grant(
-    billing: Billing, caller: Principal, *, user_id: str, days: int, reason: str, amount: int = DEFAULT_CREDITS
-) -> dict[str, Any]:
+def grant(billing: Billing, caller: Principal, *, user_id: str, days: int, reason: str, amount: int = DEFAULT_CREDITS) -> dict[str, Any]:
     """Lend the tester plan; the row. A paid subscription is not touched by it."""
     caller.demand_admin()
     if not 1 <= days <= MAX_DAYS:

@@ -105,5 +105,3 @@ def _write(billing: Billing, cursor: Cursor, user_id: str, kind: letters.Kind) -
     account = store.by_id(cursor, user_id)
     if account is not None and account.deleted_at is None:
         mail.enqueue(cursor, account, kind, billing.accounts.policy, "")
-
-

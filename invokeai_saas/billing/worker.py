@@ -1,4 +1,7 @@
-"""The thread that empties the inbox: woken by each event, and every few seconds for what waits for its next try or came to another process."""
+"""The threads that empty the inbox: woken by each event, and every few seconds for what waits for its next try or came to another process.
+
+Several, because each spends its time waiting for Stripe; a customer is looked after by one of them, whichever has the lease.
+"""
 
 import logging
 from dataclasses import replace
@@ -7,6 +10,7 @@ from threading import Event, Thread
 from invokeai_saas.billing import process
 from invokeai_saas.billing.model import Billing
 
+THREADS = 4
 EVERY_SECONDS = 5.0
 AFTER_FAILURE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
@@ -15,22 +19,24 @@ logger = logging.getLogger(__name__)
 class InboxWorker:
     """One per process; any number of processes. Start it after the fork, stop it before the database closes."""
 
-    def __init__(self, billing: Billing, *, every_seconds: float = EVERY_SECONDS) -> None:
+    def __init__(self, billing: Billing, *, every_seconds: float = EVERY_SECONDS, threads: int = THREADS) -> None:
         self._woken, self._stop, self._every = Event(), Event(), every_seconds
         self.billing = replace(billing, wake=self.wake)
-        self._thread = Thread(target=self._loop, name="stripe-inbox", daemon=True)
+        self._threads = [Thread(target=self._loop, name=f"stripe-inbox-{number}", daemon=True) for number in range(threads)]
 
     def start(self) -> None:
         """Begin, unless there is no Stripe here."""
         if self.billing.gateway is not None:
-            self._thread.start()
+            for thread in self._threads:
+                thread.start()
 
     def stop(self) -> None:
-        """Finish the customer that is looked after, begin no other."""
+        """Finish the customers that are looked after, begin no other."""
         self._stop.set()
         self._woken.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def wake(self) -> None:
         """An event was written down."""

@@ -142,7 +142,8 @@ def get_usage(
     since, until = statistics.window(period, start_date, end_date)
     with tenancy.as_user(caller.user_id), web_of(request).accounts.database.postgres() as cursor:
         found = statistics.usage(cursor, user_id=caller.user_id, since=since, until=until)
-    return UsageStats.model_validate({**found, "start_date": since, "end_date": until})
+    shown: UsageStats = UsageStats.model_validate({**found, "start_date": since, "end_date": until})
+    return shown
 
 
 @admin_credits_router.post("/adjust", response_model=CreditBalance)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
@@ -34,6 +34,7 @@ FROM usage_records AS usage
 WHERE created_at > clock_timestamp() - make_interval(secs => %(overlap)s) AND created_at > %(since)s AND job_id <> ALL(%(seen)s)
 ORDER BY created_at LIMIT %(most)s
 """
+Key = TypeVar("Key", int, str)
 Tell = Callable[[str, str, dict[str, Any]], object]
 logger = logging.getLogger(__name__)
 
@@ -84,11 +85,14 @@ class CreditEvents:
 
     def _remember(self, reserved: list[dict[str, Any]], settled: list[dict[str, Any]]) -> None:
         self._after = max([self._after, *(row["item_id"] for row in reserved)])
-        for seen, keys in ((self._reserved, [row["item_id"] for row in reserved]), (self._settled, [row["job_id"] for row in settled])):
-            seen.update(dict.fromkeys(keys))
-            # More than the overlap can hold at the rate of MOST a look.
-            while len(seen) > MOST * (OVERLAP_SECONDS / self._every_seconds + 1):
-                seen.pop(next(iter(seen)))
+        self._add(self._reserved, [row["item_id"] for row in reserved])
+        self._add(self._settled, [row["job_id"] for row in settled])
+
+    def _add(self, seen: dict[Key, None], keys: list[Key]) -> None:
+        seen.update(dict.fromkeys(keys))
+        # More than the overlap can hold at the rate of MOST a look.
+        while len(seen) > MOST * (OVERLAP_SECONDS / self._every_seconds + 1):
+            seen.pop(next(iter(seen)))
 
     def _loop(self) -> None:
         failing = False

@@ -7,6 +7,7 @@ A retry is admitted like a new item. Called workflows were expanded and pinned w
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ SELECT hold.amount - hold.provider_credits AS amount, hold.detail, hold.state, (
 FROM credit_holds AS hold WHERE hold.item_id = %(root)s
 """
 
+KNOWN_SECONDS = 5.0
 Cursor = psycopg.Cursor[DictRow]
 
 
@@ -85,6 +87,7 @@ class Admission:
     workflow_of: Callable[[str], Mapping[str, Any] | None]
     latents_size: Callable[[str], tuple[int, int] | None] = lambda _: None
     factors: pricing.Factors = field(default_factory=lambda: pricing.FACTORS)
+    _known_models: dict[str, tuple[float, Model]] = field(default_factory=dict, repr=False)
 
     def admit(self, cursor: Cursor, user_id: str, batch: Any) -> Admitted:
         """What a batch (InvokeAI's Batch) holds; raises what keeps it out. Works in the user's own context."""
@@ -118,7 +121,8 @@ class Admission:
         with self.database.postgres() as cursor:
             held = cursor.execute(RUN, {"root": item.root_item_id or item.item_id}).fetchone()
             entitlement = entitlement_of(cursor, item.user_id)
-        limit, detail = None, {}
+        limit: float | None = None
+        detail: dict[str, Any] = {}
         if held is not None and held["state"] == "held":
             detail = held["detail"] or {}
             limit = STOP_AT_HOLDS * held["amount"] + detail.get("load_seconds", 0) - held["used_seconds"]
@@ -136,14 +140,14 @@ class Admission:
 
     def _asked(self, cursor: Cursor) -> dict[str, Any]:
         """What a graph names and the database holds, as far as this tenant may see it."""
-        return {"resolve_workflow": self.workflow_of, "model_base": models_of(cursor), "image_size": sizes_of(cursor)}
+        return {"resolve_workflow": self.workflow_of, "model_base": models_of(cursor, self._known_models), "image_size": sizes_of(cursor)}
 
     def _stored_now(self) -> Stored:
         """The same while it runs, each question in a transaction of its own."""
 
         def model_of(key: str) -> Model | None:
             with self.database.postgres() as cursor:
-                return models_of(cursor)(key)
+                return models_of(cursor, self._known_models)(key)
 
         def image_size(name: str) -> tuple[int, int] | None:
             with self.database.postgres() as cursor:
@@ -170,15 +174,21 @@ class Admission:
         return price, _detail(kind, filled, price, plan.slug)
 
 
-def models_of(cursor: Cursor) -> Callable[[str], Model | None]:
-    """A model's record by its key; each is read once."""
-    known: dict[str, Model | None] = {}
+def models_of(cursor: Cursor, known: dict[str, tuple[float, Model]] | None = None) -> Callable[[str], Model | None]:
+    """A model's record by its key. `known` keeps those that are there for a few seconds: they are the same for all and hardly change."""
+    kept = {} if known is None else known
 
     def find(key: str) -> Model | None:
-        if key not in known:
-            row = cursor.execute(MODEL, (key,)).fetchone()
-            known[key] = None if row is None else Model(key=row["id"], name=row["name"], base=row["base"], type=row["type"])
-        return known[key]
+        read_at, model = kept.get(key, (-KNOWN_SECONDS, None))
+        if time.monotonic() - read_at < KNOWN_SECONDS:
+            return model
+        row = cursor.execute(MODEL, (key,)).fetchone()
+        if row is None:
+            kept.pop(key, None)
+            return None
+        found = Model(key=row["id"], name=row["name"], base=row["base"], type=row["type"])
+        kept[key] = (time.monotonic(), found)
+        return found
 
     return find
 

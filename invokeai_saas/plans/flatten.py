@@ -22,6 +22,7 @@ from invokeai.app.invocations.call_saved_workflow import (
 from invokeai.app.services.session_processor.workflow_call_batch import workflow_contains_supported_batch_nodes
 from invokeai.app.services.shared.graph import Graph, GraphExecutionState
 from invokeai.app.services.shared.workflow_graph_builder import apply_workflow_inputs_to_workflow, build_graph_from_workflow
+from pydantic import ValidationError
 
 from invokeai_saas.plans.demands import Pin
 from invokeai_saas.plans.errors import UnreadableGraph
@@ -166,7 +167,9 @@ def _child_graph(flat: FlatGraph, path: str, workflow: Mapping[str, Any], workfl
         apply_workflow_inputs_to_workflow(filled, {name: value for name, value in inputs.items() if name not in fed})
         return build_graph_from_workflow(filled)
     except (ValueError, TypeError, KeyError) as error:
-        raise _refused(f"expected a workflow that can be called, got {workflow_id!r}: {error}", "workflow", workflow_id) from error
+        # A node's validator may look at the disk: what it says of a value is nobody's business.
+        why = "" if isinstance(error, ValidationError) else f": {error}"
+        raise _refused(f"expected a workflow that can be called, got {workflow_id!r}{why}", "workflow", workflow_id) from error
 
 
 def _cross(flat: FlatGraph, path: str, child: Graph) -> None:

@@ -248,9 +248,10 @@ class PostgresSessionQueue(SqliteSessionQueue):
             owners = [row["user_id"] for row in self._demand_room_to_retry(cursor, queue_id, item_ids)]
             before = queue_rows.last_item(cursor)
             result = super().retry_items_by_id(queue_id, item_ids)
-            for owner in owners if self._admission is not None else ():
-                with _as_owner(owner):
-                    self._admission.admit_again(cursor, owner, queue_rows.sessions_since(cursor, owner, before))
+            if self._admission is not None:
+                for owner in owners:
+                    with _as_owner(owner):
+                        self._admission.admit_again(cursor, owner, queue_rows.sessions_since(cursor, owner, before))
             return result
 
     def enqueue_workflow_call_child(self, parent_queue_item: SessionQueueItem, *args: Any, **kwargs: Any) -> SessionQueueItem:

@@ -212,7 +212,7 @@ def _existing(row: DictRow | None) -> DictRow:
 def _text(answer: Any) -> str:
     """The answer as it is sent and kept."""
     if isinstance(answer, BaseModel):
-        return answer.model_dump_json(by_alias=True)
+        return str(answer.model_dump_json(by_alias=True))
     return json.dumps(jsonable_encoder(answer), separators=(",", ":"))
 
 

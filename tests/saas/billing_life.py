@@ -125,7 +125,9 @@ def _reconcile(shop: Shop) -> None:
 
 def _step(shop: Shop, gateway: Gateway, customer: str, user_id: str, prices: dict[str, Any], rng: random.Random) -> None:
     """One thing that a customer, a bank or time does; drawn first, so that every life draws the same."""
-    action = rng.choice(("subscribe", "subscribe", "wait", "wait", "month", "up", "down", "cancel", "go_on", "card", "pack", "refund", "dispute"))
+    action = rng.choice(
+        ("subscribe", "subscribe", "wait", "wait", "month", "up", "down", "cancel", "go_on", "card", "pack", "refund", "dispute")
+    )
     slug, part, number = rng.choice(list(PRICES)), rng.random(), rng.randrange(1_000_000)
     double, key = shop.double, f"{action}-{number}"
     asks = action in ("subscribe", "up", "down", "cancel", "go_on")

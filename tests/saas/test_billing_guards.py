@@ -59,7 +59,9 @@ def test_the_database_refuses_what_makes_no_sense_and_only_by_this_constraint(ow
 def one_customer_each(connection):
     """Whether a user may have two customers that count."""
     try:
-        connection.execute("INSERT INTO billing_customers (stripe_customer_id, user_id) SELECT 'cus_second', user_id FROM billing_customers")
+        connection.execute(
+            "INSERT INTO billing_customers (stripe_customer_id, user_id) SELECT 'cus_second', user_id FROM billing_customers"
+        )
     except psycopg.errors.UniqueViolation:
         return True
     return False

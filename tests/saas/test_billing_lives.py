@@ -22,9 +22,9 @@ def starter(shop, ann):
 
 
 def customer_of(shop, user_id):
-    return rows(shop.billing.database, "SELECT stripe_customer_id FROM billing_customers WHERE user_id = %s AND retired_at IS NULL", user_id)[0][
-        "stripe_customer_id"
-    ]
+    return rows(
+        shop.billing.database, "SELECT stripe_customer_id FROM billing_customers WHERE user_id = %s AND retired_at IS NULL", user_id
+    )[0]["stripe_customer_id"]
 
 
 def test_a_paid_checkout_gives_the_plan_and_its_credits_for_thirty_days(starter, ann):
@@ -238,7 +238,13 @@ def test_a_subscriptions_payment_is_no_pack(starter, ann):
 def test_the_same_plan_an_unknown_an_inactive_and_an_internal_one_are_refused_and_nothing_changes(starter, ann):
     rows(starter.billing.database, "UPDATE subscription_plans SET is_active = false WHERE slug = 'studio'")
     before = len(starter.double.requests)
-    for plan, words in (("starter", "another plan"), ("platinum", "sold"), ("studio", "sold"), ("tester", "sold"), ("enterprise", "contract")):
+    for plan, words in (
+        ("starter", "another plan"),
+        ("platinum", "sold"),
+        ("studio", "sold"),
+        ("tester", "sold"),
+        ("enterprise", "contract"),
+    ):
         with pytest.raises(BadBillingInput, match=words):
             service.change_plan(starter.billing, ann.principal, plan_id=plan, key="x")
 
@@ -286,7 +292,10 @@ def test_a_customer_that_was_deleted_at_stripe_is_made_anew(starter, ann):
 
 
 def test_who_has_no_subscription_can_change_and_cancel_nothing(shop, ann):
-    for verb in (lambda: service.change_plan(shop.billing, ann.principal, plan_id="pro", key="x"), lambda: service.cancel(shop.billing, ann.principal, key="x")):
+    for verb in (
+        lambda: service.change_plan(shop.billing, ann.principal, plan_id="pro", key="x"),
+        lambda: service.cancel(shop.billing, ann.principal, key="x"),
+    ):
         with pytest.raises(NoSubscription):
             verb()
 
@@ -343,5 +352,3 @@ def test_a_trial_ends_when_a_plan_is_paid(shop, ann):
 
     assert {row["status"] for row in statuses} == {"canceled", "active"}
     assert subscription(shop, ann.user_id)["slug"] == "starter"
-
-

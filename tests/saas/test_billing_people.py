@@ -84,7 +84,10 @@ def test_a_trial_that_is_over_expires_and_its_data_go_after_thirty_days(trying, 
     early = erase.erase_due(trying)
     rows(database, "UPDATE saas_users SET access_ended_at = access_ended_at - interval '25 days' WHERE user_id = %s", bob.user_id)
     erase.send_notices(trying)
-    rows(database, "UPDATE saas_users SET access_ended_at = access_ended_at - interval '8 days', erase_notice_at = erase_notice_at - interval '8 days'")
+    rows(
+        database,
+        "UPDATE saas_users SET access_ended_at = access_ended_at - interval '8 days', erase_notice_at = erase_notice_at - interval '8 days'",
+    )
 
     assert before == (None, "expired", True)
     assert subscription(shop, bob.user_id)["status"] == "expired"

@@ -236,7 +236,11 @@ def test_an_event_that_never_works_is_given_up_loudly_and_holds_nothing_up(paid,
     process.process_waiting(billing)
     stuck = inbox.listed(billing, ["failed"])
     before = totals(shop, ann.user_id)
-    rows(billing.database, "UPDATE subscription_plans SET stripe_price_monthly = %s WHERE slug = 'starter'", shop.double.all("price")[0]["id"])
+    rows(
+        billing.database,
+        "UPDATE subscription_plans SET stripe_price_monthly = %s WHERE slug = 'starter'",
+        shop.double.all("price")[0]["id"],
+    )
     inbox.retry(billing, None)
     process.process_waiting(billing)
 

@@ -6,11 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import socketio
 from graphs import add, connect, text_to_video
 from saas import plan_graphs as graphs
 from saas.clips import png
@@ -128,6 +130,44 @@ def test_a_clip_is_held_run_and_paid_by_its_seconds(server, database, customer, 
     assert balance.remaining_credits == 1000 - held["captured"]
     assert (used["width"], used["height"], used["model_used"]) == (128, 128, toy["name"])
     assert reconcile(database).problems == ()
+
+
+@contextmanager
+def listening(person: Person) -> Iterator[list[tuple[str, Any]]]:
+    """What comes over a socket of this person's."""
+    heard: list[tuple[str, Any]] = []
+    client = socketio.Client(reconnection=False)
+    client.on("*", lambda event, data=None: heard.append((event, data)))
+    auth = {"token": person.token}
+    client.connect(person.server.url, auth=auth, transports=["polling"], socketio_path="/ws/socket.io", wait_timeout=10)
+    try:
+        yield heard
+    finally:
+        # Saying goodbye would wait for the end of a long poll.
+        client.eio.disconnect(abort=True)
+
+
+def credit_events(heard: list[tuple[str, Any]], *, at_least: int, seconds: float = 20) -> list[tuple[str, Any]]:
+    begun = time.monotonic()
+    while len(found := [each for each in heard if each[0].startswith("credit_")]) < at_least:
+        if time.monotonic() - begun > seconds:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def test_the_users_pages_hear_of_it_and_nobody_elses(customer, toy):
+    person, stranger = customer("pro"), customer("pro")
+    with listening(person) as heard, listening(stranger) as overheard:
+        _, answer = person.ask("POST", ENQUEUE, clip(toy))
+        [item] = answer["item_ids"]
+        ended(person, item)
+        told = credit_events(heard, at_least=2)
+
+    assert [name for name, _ in told] == ["credit_reserved", "credit_confirmed"]
+    assert (told[0][1]["reservation_id"], told[0][1]["amount"], told[0][1]["remaining_balance"]) == (item, 6, 994)
+    assert told[1][1]["actual_amount"] + told[1][1]["refunded"] == 6
+    assert credit_events(overheard, at_least=0) == []
 
 
 def test_loading_the_model_is_not_charged(database, customer, toy, server):
@@ -303,6 +343,37 @@ def test_fifty_retries_at_once_with_one_key_are_one_and_hold_again(database, cus
     assert Counter(status for status, _ in answers) == {200: AT_ONCE}
     assert (len(found["items"]), len(found["holds"])) == (2, 2)
     assert found["holds"][1]["amount"] == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/admin/credits/adjust", {"credits": 70, "reason": "a reason of ten letters"}),
+        ("/api/v1/admin/tester-plan/grant", {"credits": 70, "duration_days": 3, "reason": "a reason of ten letters"}),
+    ],
+)
+def test_fifty_grants_at_once_with_one_key_are_one(server, database, customer, path, body):
+    person, admin = customer(None, credits=0), server.admin()
+    wanted, key = {"user_id": person.user_id, **body}, {"Idempotency-Key": f"once {path}"}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(lambda _: admin.ask("POST", path, wanted, **key), range(AT_ONCE)))
+
+    assert len({status for status, _ in answers}) == 1 and answers[0][0] in (200, 201), answers[0]
+    assert len({json.dumps(answer, sort_keys=True) for _, answer in answers}) == 1
+    assert balance_of(database, person.user_id).remaining_credits == 70
+
+
+@pytest.mark.parametrize("path", ["subscriptions/plans", "subscriptions/my", "credits/balance", "credits/transactions", "credits/usage"])
+def test_what_a_page_of_money_asks_is_answered(customer, path):
+    status, answer = customer("pro").ask("GET", f"/api/v1/{path}")
+
+    assert status == 200, answer
+
+
+def test_without_keys_of_stripes_nothing_is_sold_and_the_answer_says_so(customer):
+    status, answer = customer("trial").ask("POST", "/api/v1/subscriptions/subscribe", {"plan_id": "pro"})
+
+    assert status == 503 and "detail" in answer
 
 
 def test_when_all_is_over_the_books_agree(database):

@@ -178,6 +178,14 @@ def test_a_model_that_a_workflow_gives_back_is_known():
     assert ([each.base for each in found.models], found.jobs[0].base) == (["flux"], "flux")
 
 
+def test_a_refused_workflow_does_not_say_what_a_nodes_validator_found():
+    stored = {"w": workflow({"id": "p", "type": "prompt_from_file", "file_path": "/etc/no-such-file"})}
+
+    with pytest.raises(UnreadableGraph) as refused:
+        read(graph(call()), stored)
+    assert str(refused.value) == "expected a workflow that can be called, got 'w'"
+
+
 def test_a_node_named_like_a_called_workflows_node_does_not_hide_it():
     hiding = {"id": "call/denoise", "type": "integer"}
 

@@ -56,9 +56,9 @@ def bare_commands(start: int) -> Commands:
 
 def hold_commands(items: list[tuple[int, str]]) -> Commands:
     """Each queue item's hold, as its owner: the context is entered and left with the statement, the role is the connection's."""
+    template = b"SELECT set_config('app.current_user_id', '%s', true), credits_hold('%s', '{%d}', '{25}', '{}', '{}', '{}')"
     for item, user in items:
-        name = user.encode()
-        yield b"SELECT set_config('app.current_user_id', '%s', true), credits_hold('%s', '{%d}', '{25}', '{}', '{}', '{}')" % (name, name, item)
+        yield template % (user.encode(), user.encode(), item)
 
 
 def _client(dsn: str, options: str, commands: Commands, gate: Any, seconds: float, taken: list[float]) -> None:

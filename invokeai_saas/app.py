@@ -155,10 +155,14 @@ def configure_invokeai(settings: Settings) -> None:
 
 
 def announce_first_admin(server: Server) -> None:
-    """Make the first super_admin and print the one-time password; nothing when there is one."""
+    """Make the first super_admin, with a plan to try everything on, and print the one-time password; nothing when there is one."""
     email = server.settings.admin_email
     password = ensure_admin(server.parts.accounts, email)
     if password is not None:
+        if server.settings.metering:
+            from invokeai_saas.billing import by_hand
+
+            by_hand.give(server.parts.accounts, email=email, **by_hand.FIRST_ADMIN)
         print(f"\nFirst start: an administrator was made. This is shown once:\n\n  address   {email}\n  password  {password}\n", flush=True)
 
 

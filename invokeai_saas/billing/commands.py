@@ -1,4 +1,4 @@
-"""`invokeai-saas billing reconcile|inbox|retry|upkeep`: what an operator does when money is stuck."""
+"""`invokeai-saas billing reconcile|inbox|retry|upkeep|give-plan`: what an operator does when money is stuck, or came another way."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -28,6 +28,13 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     )
     _add(commands, "retry", "process an event again, or all that failed", retry)(
         ("event", {"nargs": "?", "help": "its id; without: every failed one"}),
+    )
+    _add(commands, "give-plan", "put an account on a plan without Stripe: a contract, an imported user", give_plan)(
+        ("email", {"help": "whose"}),
+        ("plan", {"help": "its slug: starter, pro, studio, enterprise, …"}),
+        ("--days", {"type": int, "required": True, "help": "for how long"}),
+        ("--credits", {"type": int, "required": True, "help": "for that time; 0 for none"}),
+        ("--reason", {"required": True, "help": "for the audit log"}),
     )
     _add(commands, "upkeep", "end trials, tell who is suspended, close deleted customers, now", upkeep)()
 
@@ -83,6 +90,18 @@ def retry(args: argparse.Namespace, settings: Settings) -> int:
     for row in left:
         print(f"  {row['event_id']}  {row['type']}: {row['error'] or 'not tried yet'}")
     return 0 if number and not left else 1
+
+
+def give_plan(args: argparse.Namespace, settings: Settings) -> int:
+    """What was given before ends; what is paid for at Stripe is refused."""
+    from invokeai_saas.billing import by_hand
+
+    with _opened(settings) as billing:
+        given = by_hand.give(
+            billing.accounts, email=args.email, slug=args.plan, days=args.days, amount=args.credits, reason=args.reason
+        )
+    print(f"{args.email} is on {args.plan} until {given['current_period_end']:%Y-%m-%d}, with {args.credits:,} credits more")
+    return 0
 
 
 def upkeep(args: argparse.Namespace, settings: Settings) -> int:

@@ -23,6 +23,8 @@ def adjust(
         raise BadCredits(f"credits: expected a whole number up to {MOST_CREDITS:,}, not 0, got {credits!r}")
     if len(reason.strip()) < SHORTEST_REASON:
         raise BadCredits(f"reason: expected at least {SHORTEST_REASON} characters")
+    if "@" in reason:
+        raise BadCredits("reason: expected words without an @: the audit log keeps no address")
     if not 1 <= days <= LONGEST_DAYS:
         raise BadCredits(f"days: expected 1 to {LONGEST_DAYS}, got {days}")
     now = datetime.now(UTC)

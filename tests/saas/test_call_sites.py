@@ -61,6 +61,7 @@ SYSTEM_WORK = {
     "credits/upkeep.py::expire_due": "the books of all users",
     "credits/upkeep.py::release_orphans": "the books of all users",
     "credits/upkeep.py::note_late_seconds": "the books of all users",
+    "billing/by_hand.py::give": "whoever has the machine gives a plan",
     "billing/customers.py::_about": "a Stripe customer is made from an account",
     "billing/customers.py::ensure": "Stripe's ids are not the tenants' to write",
     "billing/customers.py::known": "Stripe's ids are not the tenants' to read",

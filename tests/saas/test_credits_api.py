@@ -145,7 +145,9 @@ def test_an_absurd_adjustment_changes_nothing(client, database, ann, clerk, body
     assert rows(database, "SELECT 1 FROM credits") == []
 
 
-@pytest.mark.parametrize("wrong", [{"credits": 0}, {"reason": "  padded   "}, {"days": 0}, {"credits": -(10**8)}, {"reason": "for ann@example.com"}])
+@pytest.mark.parametrize(
+    "wrong", [{"credits": 0}, {"reason": "  padded   "}, {"reason": "for ann@example.com"}, {"days": 0}, {"credits": -(10**8)}]
+)
 def test_the_verb_refuses_what_the_route_would(database, accounts, ann, clerk, wrong):
     with pytest.raises(BadCredits):
         adjust.adjust(accounts, clerk.principal, **{"user_id": ann.user_id, "credits": 5, "reason": REASON, **wrong})

@@ -48,11 +48,13 @@ soak: setup ## the long tests: the toy model judged on 2,000 prompts, and what `
 	@SOAK=1 $(BIN)/python -m pytest -p no:xdist -m soak tests
 	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)
 
-soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 10,000 queue items of 4 workers, 500 MB up and down, 100 kills
-	@SAAS_SOAK_TRANSACTIONS=100000 SAAS_SOAK_ITEMS=10000 SAAS_SOAK_MEGABYTES=500 SAAS_SOAK_KILLS=100 $(BIN)/python -m pytest -p no:xdist -s \
+soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 10,000 queue items of 4 workers, 500 MB up and down, 100 kills, the books
+	@SAAS_SOAK_TRANSACTIONS=100000 SAAS_SOAK_ITEMS=10000 SAAS_SOAK_MEGABYTES=500 SAAS_SOAK_KILLS=100 \
+		SAAS_SOAK_BOOKS=2000 SAAS_SOAK_ENDINGS=1000 SAAS_SOAK_HOLDS=10000 SAAS_SOAK_LIVES=500 $(BIN)/python -m pytest -p no:xdist -s \
 		tests/saas/test_soak.py tests/saas/test_lease.py tests/saas/test_fairness.py tests/saas/test_storage_stores.py tests/saas/test_kill_postgres.py \
 		tests/saas/test_kill_migration.py tests/saas/test_import_runs.py tests/saas/test_storage_crashes.py \
-		tests/saas/test_live_s3.py tests/saas/test_kill_web.py
+		tests/saas/test_live_s3.py tests/saas/test_kill_web.py tests/saas/test_credits_model.py tests/saas/test_credits_endings.py \
+		tests/saas/test_credits_overspend.py tests/saas/test_billing_soak.py
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
 	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)

@@ -1,6 +1,7 @@
 """An administrator gives credits, or takes them away, and says why; one line in the audit log, in the same transaction."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from typing import cast
 
 from invokeai_saas.accounts import audit, store
 from invokeai_saas.accounts.errors import NoSuchAccount
@@ -10,6 +11,7 @@ from invokeai_saas.credits.errors import BadCredits
 from invokeai_saas.credits.model import MOST_CREDITS, Balance
 from invokeai_saas.db import tenancy
 
+NOW = "SELECT now() AS now"
 SHORTEST_REASON = 10
 LONGEST_DAYS = 3650
 
@@ -27,12 +29,11 @@ def adjust(
         raise BadCredits("reason: expected words without an @: the audit log keeps no address")
     if not 1 <= days <= LONGEST_DAYS:
         raise BadCredits(f"days: expected 1 to {LONGEST_DAYS}, got {days}")
-    now = datetime.now(UTC)
     with tenancy.as_system("an admin adjusts somebody's credits"), accounts.database.postgres() as cursor:
         account = store.by_id(cursor, user_id, lock=True)
         if account is None or account.deleted_at is not None:
             raise NoSuchAccount("expected an account that is there")
-        first = True
+        now, first = _now(cursor), True
         if credits > 0:
             first = service.grant(
                 cursor,
@@ -49,3 +50,10 @@ def adjust(
         if first:
             audit.append(cursor, caller.user_id, "credits_adjusted", user_id, {"credits": credits, "days": days, "reason": reason})
         return service.balance(cursor, user_id)
+
+
+def _now(cursor: service.Cursor) -> datetime:
+    """When the transaction began, as the books reckon: credits that begin later would not count in the answer."""
+    row = cursor.execute(NOW).fetchone()
+    assert row is not None
+    return cast(datetime, row["now"])

@@ -174,6 +174,7 @@ TABLES = {
         "subject",
         (),
     ),
+    "low_balance_letters": Table("INSERT INTO low_balance_letters (user_id) VALUES ('{o}')", "user_id", "user_id", ()),
     "audit_log": Table("INSERT INTO audit_log (actor_id, action) VALUES ('{o}', 'a')", "actor_id", "action", ()),
     "credits": Table(
         "INSERT INTO credits (user_id, total_credits, available_credits, source, reference_id, valid_from, valid_until)"

@@ -23,7 +23,10 @@ def nodes_put_back() -> Iterator[None]:
         yield
     finally:
         for cls, method in methods.items():
-            if cls.__dict__.get("invoke") is not method:
+            if method is None and "invoke" in cls.__dict__:
+                # Its parent's.
+                del cls.invoke
+            elif cls.__dict__.get("invoke") is not method:
                 cls.invoke = method  # type: ignore[method-assign]
         config.deny_nodes = denied
         InvocationRegistry._invocation_classes = classes

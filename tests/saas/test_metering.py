@@ -12,7 +12,7 @@ from invokeai.app.services.session_processor.session_processor_default import De
 from invokeai.app.services.session_queue.session_queue_common import Batch
 from invokeai.app.services.shared.graph import Graph
 from saas import plan_graphs as graphs
-from saas import test_worker_processor as worker
+from saas import stepping as worker
 from saas.customers import balance_of, give, holds, install_models, subscribe
 from saas.people import rows
 

@@ -1,6 +1,6 @@
 """A plan without Stripe: contracts (Enterprise has no price there), imported users, the first administrator.
 
-Whoever has the machine gives it for a number of days, with credits for the same time; what was given before ends, what is paid for does not.
+Whoever has the machine gives it for a number of days, with credits for that time; what was given before ends, what is paid for does not.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from invokeai_saas.plans import catalog
 
 OPERATOR = "operator"
 MOST_DAYS = 3660
-FIRST_ADMIN = {"slug": "enterprise", "days": MOST_DAYS, "amount": 1_000_000, "reason": "the first administrator of this server"}
+FIRST_ADMIN: dict[str, Any] = {"slug": "enterprise", "days": MOST_DAYS, "amount": 1_000_000, "reason": "the first administrator"}
 ACCOUNT = "SELECT user_id FROM users WHERE lower(email) = lower(%s)"
 PAID = """
 SELECT 1 FROM user_subscriptions

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from psycopg.rows import dict_row
@@ -192,5 +192,7 @@ class LastFirst(Books):
 
 @pytest.mark.parametrize("wrong", [Forgetful, LastFirst])
 def test_the_comparison_notices_books_that_are_kept_otherwise(cursor, wrong):
+    # The same runs each time, and none to find a shorter story: that it is noticed is all that is asked.
+    told = settings(SETTINGS, max_examples=300, report_multiple_bugs=False, derandomize=True, phases=[Phase.generate])
     with pytest.raises((AssertionError, ValueError)):
-        run_state_machine_as_test(machine(cursor, wrong), settings=settings(SETTINGS, max_examples=300, report_multiple_bugs=False))
+        run_state_machine_as_test(machine(cursor, wrong), settings=told)

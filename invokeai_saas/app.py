@@ -218,7 +218,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
     app.state.saas_files = parts.files
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
-    billing_api.install(app, billing.billing)
+    billing_api.install(app, billing.billing, metering=parts.metering)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
     for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
         app.include_router(router, prefix="/api")

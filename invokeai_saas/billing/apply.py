@@ -14,6 +14,7 @@ from typing import Any
 from invokeai_saas.accounts import erase, letters, mail, store
 from invokeai_saas.accounts.store import Cursor
 from invokeai_saas.billing import plans_of
+from invokeai_saas.billing.errors import UnknownPrice
 from invokeai_saas.billing.model import LIVE, NEVER_BEGAN, PACKS, UNPAID, Billing, InvoiceFacts, PaymentFacts, SubscriptionFacts
 from invokeai_saas.billing.plans_of import PlansByPrice
 from invokeai_saas.credits import service as credits
@@ -142,7 +143,7 @@ def invoice(turn: Applying, found: InvoiceFacts) -> None:
     if found.status == "paid" and found.paid_at is not None:
         _paid(turn, found, found.paid_at)
     elif found.attempted:
-        _invoice_payment(turn, found, status="failed", granted=0, plan_slug=None, description="Invoice not paid")
+        _invoice_payment(turn, found, status="failed", granted=0, plan_slug=_wanted(turn, found), description="Invoice not paid")
         if before is None:
             turn.write("payment_failed")
 
@@ -157,6 +158,15 @@ def _paid(turn: Applying, found: InvoiceFacts, paid_at: datetime) -> None:
         until = line.period_end if line.proration else max(line.period_end, paid_at + timedelta(days=plan.validity_days))
         _grant(turn, granted, "subscription", paid_at, until, f"{what}: {granted:,} credits", found.id)
         turn.write("renewed")
+
+
+def _wanted(turn: Applying, found: InvoiceFacts) -> str | None:
+    """The plan that an unpaid invoice would pay."""
+    try:
+        plan = plans_of.credits_of(turn.plans, found)[1]
+    except UnknownPrice:
+        return None
+    return plan.slug if plan else None
 
 
 def _invoice_payment(turn: Applying, found: InvoiceFacts, *, status: str, granted: int, plan_slug: str | None, description: str) -> None:

@@ -178,14 +178,15 @@ class Gateway:
             url: str = self._v1.billing_portal.sessions.create({"customer": customer, "return_url": return_url}).url
         return url
 
-    def upgrade(self, held: SubscriptionFacts, *, price: str, key: str) -> None:
-        """A dearer price now, the difference invoiced and charged at once; until it is paid the old price stays."""
+    def upgrade(self, held: SubscriptionFacts, *, price: str, key: str) -> str | None:
+        """A dearer price now, the difference invoiced and charged at once. The invoice's id where it is not paid: the old price stays then."""
         params: Any = {
             "items": [{"id": held.item_id, "price": price}],
             "proration_behavior": "always_invoice",
             "payment_behavior": "pending_if_incomplete",
         }
-        self._update(held.id, params, key)
+        changed = self._update(held.id, params, key)
+        return None if changed["pending_update"] is None else facts.id_of(changed["latest_invoice"])
 
     def downgrade(self, held: SubscriptionFacts, *, price: str, plan: str, key: str) -> None:
         """A cheaper price from the next invoice on; the metadata say which plan counts until then."""
@@ -214,9 +215,9 @@ class Gateway:
                         raise
             self._v1.subscriptions.cancel(subscription, {}, {"idempotency_key": f"duplicate-{subscription}"})
 
-    def _update(self, subscription: str, params: Any, key: str) -> None:
+    def _update(self, subscription: str, params: Any, key: str) -> Any:
         with self._translated():
-            self._v1.subscriptions.update(subscription, params, {"idempotency_key": key})
+            return self._v1.subscriptions.update(subscription, params, {"idempotency_key": key}).to_dict()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

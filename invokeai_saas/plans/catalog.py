@@ -31,13 +31,23 @@ FROM plan_of(%s) AS now_on
     LEFT JOIN subscription_plans AS plans ON plans.is_active OR plans.plan_id = now_on.plan_id
 ORDER BY plans.monthly_price NULLS LAST, plans.slug
 """
-# The running subscription, or the one that ended last.
+# The running subscription, or the one that ended last. An upgrade that is not paid waits at Stripe for 23 hours and is taken back then.
 SUBSCRIPTION = """
-SELECT held.*, plans.slug AS plan_slug, next_plans.slug AS next_plan_slug
+SELECT held.*, plans.slug AS plan_slug, next_plans.slug AS next_plan_slug, waiting.plan_slug AS pending_plan_slug,
+    runs.so AND held.stripe_subscription_id IS NOT NULL AS billed,
+    runs.so AND (held.status = 'past_due' OR waiting.plan_slug IS NOT NULL) AS payment_open
 FROM user_subscriptions AS held JOIN subscription_plans AS plans ON plans.plan_id = held.plan_id
+    CROSS JOIN LATERAL (SELECT held.status IN ('trialing', 'active', 'past_due') AS so) AS runs
     LEFT JOIN subscription_plans AS next_plans ON next_plans.plan_id = held.next_plan_id
+    LEFT JOIN LATERAL (
+        SELECT unpaid.plan_slug FROM payments AS unpaid
+        WHERE unpaid.user_id = held.user_id AND held.status = 'active' AND unpaid.kind = 'subscription' AND unpaid.status = 'failed'
+            AND unpaid.created_at >= held.created_at AND unpaid.created_at > clock_timestamp() - interval '23 hours'
+            AND unpaid.plan_slug <> plans.slug
+        ORDER BY unpaid.created_at DESC LIMIT 1
+    ) AS waiting ON held.stripe_subscription_id IS NOT NULL
 WHERE held.user_id = %s
-ORDER BY held.status IN ('trialing', 'active', 'past_due') DESC, held.created_at DESC, held.subscription_id LIMIT 1
+ORDER BY runs.so DESC, held.created_at DESC, held.subscription_id LIMIT 1
 """
 INSERT = """
 INSERT INTO subscription_plans (slug, name, plan_type, monthly_price, annual_price, currency, monthly_credits, validity_days, gpu_tier,

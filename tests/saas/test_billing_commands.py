@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from saas.billed import open_shop, totals
+from saas.billed import open_shop, pack_for, totals
 from saas.people import rows
 from saas.stripe_double import KEY
 from saas.stripe_serving import SECRET, serving
@@ -67,7 +67,7 @@ def test_what_is_stuck_is_shown_and_tried_again(shop, operator, ann, capsys):
 
 
 def test_one_event_is_processed_again_by_its_id_and_changes_nothing_twice(shop, operator, ann):
-    shop.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p"))
+    shop.pay(pack_for(shop, ann, "small"))
     name = rows(shop.billing.database, "SELECT event_id FROM stripe_events WHERE type = 'payment_intent.succeeded'")[0]["event_id"]
 
     assert (operator("retry", name), operator("retry", "evt_none")) == (0, 1)

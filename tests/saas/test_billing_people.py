@@ -6,7 +6,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 from saas import books
-from saas.billed import grants, letters_to, open_shop, subscription, totals
+from saas.billed import grants, letters_to, open_shop, pack_for, subscription, totals
 from saas.people import join, rows
 
 from invokeai_saas.accounts import erase
@@ -251,7 +251,7 @@ def test_reconciliation_brings_what_no_webhook_brought_and_then_nothing_more(sho
 
 def test_what_stripe_forgot_to_list_is_found_customer_by_customer(shop, ann):
     shop.double.pay(service.subscribe(shop.billing, ann.principal, plan_id="starter", key="s").session_id)
-    shop.double.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p").session_id)
+    shop.double.pay(pack_for(shop, ann, "small").session_id)
     intent = shop.double.all("payment_intent")[-1]["id"]
     shop.double._refund({"payment_intent": intent})
     shop.events()

@@ -100,6 +100,16 @@ def test_a_user_reads_what_their_jobs_used(client, database, ann):
     assert (earlier["jobs"], earlier["by_day"]) == (0, [])
 
 
+@pytest.mark.parametrize("day", ["9999-12-31", "0001-01-01", "1999-12-31", "3000-01-01"])
+@pytest.mark.parametrize("name", ["start_date", "end_date"])
+def test_days_that_no_calendar_reaches_are_refused_in_words(client, ann, clerk, name, day):
+    own = get(client, ann, "credits/usage", **{name: day})
+    all_of = [get(client, clerk, f"admin/credits/{table}.csv", **{name: day}) for table in ("usage", "transactions")]
+
+    assert {answer.status_code for answer in (own, *all_of)} == {400}
+    assert f"{name}: expected a day from 2000-01-01 to 2999-12-31, got {day}" in own.text
+
+
 def test_a_window_that_runs_backwards_is_refused(client, ann):
     answer = get(client, ann, "credits/usage", start_date="2026-02-01", end_date="2026-01-01")
 

@@ -14,14 +14,13 @@ from typing import Any
 
 from invokeai_saas.accounts import store
 from invokeai_saas.accounts.admin import ensure_admin
-from invokeai_saas.accounts.model import AccessChange, Account, Accounts
+from invokeai_saas.accounts.model import AccessChange
 from invokeai_saas.accounts.setup import accounts_of, limiter_of
 from invokeai_saas.billing.setup import billing_of
 from invokeai_saas.billing.worker import InboxWorker
 from invokeai_saas.credits.events import CreditEvents
 from invokeai_saas.credits.reconcile import BooksCheck
 from invokeai_saas.db import tenancy
-from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
@@ -79,7 +78,7 @@ def serve(settings: Settings) -> int:
 def open_server(settings: Settings) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
-    accounts = _accounts(settings, database)
+    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,))
     billing = InboxWorker(billing_of(settings, accounts, tell=_tell))
     parts = Parts(
         database=database,
@@ -116,18 +115,6 @@ def open_server(settings: Settings) -> Server:
     loops = (background, billing, CreditEvents(database, _tell))
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
-
-
-def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
-    """Whoever proves an address gets a trial, where plans count."""
-    from invokeai_saas.billing import trial
-
-    def begin_trial(cursor: Any, account: Account) -> bool:
-        return trial.begin(accounts, cursor, account)
-
-    more: dict[str, Any] = {"verified": begin_trial} if settings.metering else {}
-    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,), **more)
-    return accounts
 
 
 def configure_invokeai(settings: Settings) -> None:

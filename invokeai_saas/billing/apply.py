@@ -260,12 +260,12 @@ def _money_back(turn: Applying, found: PaymentFacts) -> None:
         before += each.amount
     for refund in found.refunds:
         if not refund.counts:
-            credits.give_back(turn.cursor, key=refund.id, reason="Refund failed")
+            _give_back(turn, refund.id, "Refund failed")
     for dispute in found.disputes:
         if dispute.money_gone:
             _take_back(turn, part(dispute.amount), source, reference, dispute.id, "Disputed payment")
         else:
-            credits.give_back(turn.cursor, key=dispute.id, reason="Dispute settled")
+            _give_back(turn, dispute.id, "Dispute settled")
 
 
 def _take_back(turn: Applying, amount: int, source: Any, reference: str, key: str, reason: str) -> None:
@@ -275,6 +275,11 @@ def _take_back(turn: Applying, amount: int, source: Any, reference: str, key: st
         )
         if taken.first:
             turn.write("money_back")
+
+
+def _give_back(turn: Applying, key: str, reason: str) -> None:
+    if credits.give_back(turn.cursor, key=key, reason=reason) > 0:
+        turn.write("credits_back")
 
 
 @contextmanager

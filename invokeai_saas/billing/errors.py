@@ -50,7 +50,7 @@ class PaymentDeclined(SaasError):
 
 
 class PaymentOpen(SaasError):
-    """An upgrade was asked for at Stripe and waits for its payment: the card was declined, or its owner has to confirm. The old plan goes on."""
+    """An upgrade waits at Stripe for its payment: the card was declined, or its owner has to confirm. The old plan goes on."""
 
     status = 402
 

@@ -6,6 +6,7 @@ Every request that changes something carries an idempotency key, so that the SDK
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import stripe
@@ -47,6 +48,17 @@ class Gateway:
         self._v1, self._in_transaction = client.v1, in_transaction
 
     # questions
+
+    def check(self) -> None:
+        """Raises what is the matter with the key or the way to Stripe; reads one event."""
+        with self._translated():
+            self._v1.events.list({"limit": 1})
+
+    def price(self, name: str) -> tuple[bool, Decimal, str]:
+        """Whether a price can be bought, what it asks and in which currency. Raises StripeObjectGone."""
+        with self._translated():
+            made = self._v1.prices.retrieve(name).to_dict()
+        return bool(made["active"]), facts.money_of(made["unit_amount"] or 0, made["currency"]), str(made["currency"])
 
     def subscriptions(self, customer: str) -> list[SubscriptionFacts]:
         """Every subscription that the customer has or had."""
@@ -91,7 +103,9 @@ class Gateway:
                 yield event.to_dict()
 
     def _payment(self, made: Any) -> PaymentFacts:
-        charge, paid, refunds, disputes = made["latest_charge"], None, [], []
+        charge, paid = made["latest_charge"], None
+        refunds: list[facts.Object] = []
+        disputes: list[facts.Object] = []
         if "pack" not in made["metadata"] and made["status"] == "succeeded":
             asked: Any = {"payment": {"type": "payment_intent", "payment_intent": made["id"]}}
             paying = self._v1.invoice_payments.list(asked).data
@@ -179,7 +193,7 @@ class Gateway:
         return url
 
     def upgrade(self, held: SubscriptionFacts, *, price: str, key: str) -> str | None:
-        """A dearer price now, the difference invoiced and charged at once. The invoice's id where it is not paid: the old price stays then."""
+        """A dearer price now, the difference invoiced and charged at once. The invoice's id if it is not paid: the old price stays."""
         params: Any = {
             "items": [{"id": held.item_id, "price": price}],
             "proration_behavior": "always_invoice",

@@ -24,7 +24,7 @@ TransactionType = Literal["generation", "subscription_renewal", "purchase", "adm
 
 
 class CreditBalance(BaseModel):
-    """C-01. What jobs hold at the moment counts as used."""
+    """C-01, of credits whose time is now: total = used up + held (by jobs at the moment) + remaining."""
 
     total_credits: int
     used_credits: int

@@ -33,7 +33,7 @@ DEDUCT = "SELECT credits_deduct(%(user_id)s, %(credits)s, %(description)s, %(ref
 # Only what is valid now; what was taken back is not counted as granted.
 BALANCE = """
 SELECT COALESCE(sum(total_credits - revoked_credits - expired_credits), 0)::int AS total_credits,
-    COALESCE(sum(held_credits + consumed_credits), 0)::int AS used_credits, COALESCE(sum(held_credits), 0)::int AS held_credits
+    COALESCE(sum(consumed_credits), 0)::int AS used_credits, COALESCE(sum(held_credits), 0)::int AS held_credits
 FROM credits WHERE user_id = %s AND valid_from <= credits_now() AND valid_until > credits_now()
 """
 # What can be spent now, in the order in which it is drawn (C-03).

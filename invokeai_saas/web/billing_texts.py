@@ -55,7 +55,7 @@ WORDS: dict[str, dict[str, str]] = {
     },
 }
 
-# {0} and {1} are what the account says. A refusal's code (plan_required, …) is said in the page's language; others as the server writes them.
+# {0} and {1} are what the account says. A refusal's code (plan_required, …) is said in the page's language; others are shown as they come.
 SCRIPT_WORDS: dict[str, dict[str, str]] = {
     "en": {
         "paid": "Thank you. Your payment is on its way to us: plan and credits appear here as soon as it has arrived.",
@@ -74,7 +74,7 @@ SCRIPT_WORDS: dict[str, dict[str, str]] = {
         "ended_on": "It ended on {0}.",
         "notice_ends": "It is canceled and ends on {0}. Until then you keep the plan and its credits.",
         "notice_next": "From {0} on you are on {1}.",
-        "notice_pending": "The change to {0} waits for its payment. Pay its invoice under “Cards and invoices”; after a day it is taken back.",
+        "notice_pending": "The change to {0} waits for its payment. Pay its invoice under “Cards and invoices”; after a day it lapses.",
         "notice_unpaid": "Your last payment failed. Pay the open invoice under “Cards and invoices” by {0} to go on without a break.",
         "notice_suspended": "New jobs wait until the open invoice is paid under “Cards and invoices”. What you made is safe.",
         "notice_contract": "This plan is agreed by contract. Write to us to change it.",
@@ -85,7 +85,7 @@ SCRIPT_WORDS: dict[str, dict[str, str]] = {
         "credits_by_contract": "credits by contract",
         "some_credits": "{0} credits",
         "jobs_at_once": "jobs at once: {0}",
-        "storage": "storage: {0} GB",
+        "storage": "storage: {0}",
         "video_frames": "videos up to {0} frames",
         "video": "videos",
         "no_video": "pictures only",
@@ -101,8 +101,8 @@ SCRIPT_WORDS: dict[str, dict[str, str]] = {
         "cancel_sure": "Cancel the plan? It ends on {0}. Until then you keep the plan and its credits.",
         "changed": "Done.",
         "plan_required": "Credits are for jobs, and jobs need a plan: choose a plan first.",
-        "payment_open": "The payment did not go through, so the change waits. Pay its invoice under “Cards and invoices”; after a day it is "
-        "taken back.",
+        "payment_open": "The payment did not go through, so the change waits. Pay its invoice under “Cards and invoices”; after a day "
+        "it lapses.",
         "billing_not_set_up": "Nothing can be bought on this server.",
         "payment_provider_unavailable": "The payment provider does not answer. Try again in a minute.",
         "from_subscription": "plan",
@@ -136,7 +136,7 @@ SCRIPT_WORDS: dict[str, dict[str, str]] = {
         "ended_on": "{0}에 종료되었습니다.",
         "notice_ends": "해지되어 {0}에 종료됩니다. 그때까지 요금제와 크레딧을 쓸 수 있습니다.",
         "notice_next": "{0}부터 {1} 요금제가 적용됩니다.",
-        "notice_pending": "{0} 요금제로의 변경이 결제를 기다리고 있습니다. “카드와 청구서”에서 청구서를 결제하세요. 하루가 지나면 취소됩니다.",
+        "notice_pending": "{0} 요금제로의 변경이 결제를 기다리고 있습니다. “카드와 청구서”에서 결제하세요. 하루가 지나면 취소됩니다.",
         "notice_unpaid": "마지막 결제가 실패했습니다. 중단 없이 사용하려면 {0}까지 “카드와 청구서”에서 미납 청구서를 결제하세요.",
         "notice_suspended": "“카드와 청구서”에서 미납 청구서를 결제할 때까지 새 작업을 할 수 없습니다. 만드신 것은 안전합니다.",
         "notice_contract": "계약으로 정한 요금제입니다. 변경하려면 문의해 주세요.",
@@ -147,7 +147,7 @@ SCRIPT_WORDS: dict[str, dict[str, str]] = {
         "credits_by_contract": "계약에 따른 크레딧",
         "some_credits": "{0} 크레딧",
         "jobs_at_once": "동시 작업: {0}",
-        "storage": "저장 공간: {0} GB",
+        "storage": "저장 공간: {0}",
         "video_frames": "최대 {0}프레임 비디오",
         "video": "비디오",
         "no_video": "이미지 전용",

@@ -252,6 +252,7 @@ def test_a_dispute_takes_the_credits_and_a_won_one_gives_them_back(starter, ann)
 
     assert disputed == [("subscription", 5000, 5000)]
     assert totals(starter, ann.user_id) == [("subscription", 5000, 0)]
+    assert letters_to(starter, ann.user_id)[-2:] == ["money_back", "credits_back"]
 
 
 def test_a_lost_dispute_keeps_them_and_an_inquiry_takes_nothing(starter, ann):

@@ -75,7 +75,7 @@
     byId("plan-period").textContent = periodOf(my);
     byId("notices").replaceChildren(...noticesOf(my, plans).map((text) => element("li", text)));
     if (!sells) return;
-    byId("portal").hidden = false;
+    byId("portal").hidden = my.status === "none";
     byId("portal").className = my.payment_open ? "" : "quiet";
     byId("cancel").hidden = !my.billed || my.cancel_at_period_end;
     byId("reactivate").hidden = !my.billed || !my.cancel_at_period_end;
@@ -136,7 +136,7 @@
       plan.monthly_credits === null ? say("credits_by_contract") : say(plan.plan_type === "trial" ? "some_credits" : "credits_a_month", count(plan.monthly_credits)),
       plan.can_generate_video ? video : say("no_video"),
       say("jobs_at_once", orNoLimit(plan.max_queues)),
-      say("storage", orNoLimit(plan.max_storage_gb)),
+      say("storage", plan.max_storage_gb === null ? say("no_limit") : `${count(plan.max_storage_gb)} GB`),
     ];
   }
 
@@ -212,7 +212,11 @@
 
   async function begin() {
     if (!localStorage.getItem(TOKEN)) return leave();
-    const returned = new URLSearchParams(location.search).get("checkout");
+    const query = new URLSearchParams(location.search);
+    const returned = query.get("checkout");
+    query.delete("checkout");
+    // Said once: a page that is read again is as any other.
+    if (returned) history.replaceState(null, "", [location.pathname, query].filter((part) => String(part)).join("?"));
     await working(byId("reading"), [], async () => {
       const before = await show();
       if (returned === "success") announce(say("paid"), "good");

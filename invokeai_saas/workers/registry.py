@@ -9,6 +9,7 @@ Imports neither InvokeAI nor torch.
 """
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from uuid import UUID, uuid4
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
-from invokeai_saas.errors import SaasError
+from invokeai_saas.errors import BadSettings, SaasError
 
 Status = Literal["starting", "available", "busy", "draining", "quarantined", "terminated"]
 Wanted = Literal["drain", "resume"]
@@ -28,6 +29,7 @@ TIERS = ("basic", "high_performance", "dedicated")
 BEAT_SECONDS, ALIVE_SECONDS = 3.0, 15.0
 FORGET_AFTER_HOURS = 24
 LONGEST_REASON = 500
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}")
 logger = logging.getLogger(__name__)
 
 # A name is free when nobody has it, its worker ended, or was not heard of for as long as it said itself.
@@ -56,14 +58,14 @@ SET status = %(status)s, current_item_id = %(current_item)s, current_user_id = %
     model_keys = CASE WHEN %(keep_models)s THEN model_keys ELSE %(model_keys)s END,
     wanted = CASE WHEN wanted = 'resume' AND %(status)s <> 'quarantined' THEN NULL ELSE wanted END,
     last_heartbeat = clock_timestamp(), alive_until = clock_timestamp() + make_interval(secs => %(alive_seconds)s)
-WHERE incarnation = %(incarnation)s
+WHERE incarnation = %(incarnation)s AND name = COALESCE(%(name)s::text, name)
 RETURNING wanted
 """
 RETIRE = """
 UPDATE gpu_instances
 SET status = 'terminated', current_item_id = NULL, current_user_id = NULL, used_memory_mb = NULL, utilization = NULL, reason = %(reason)s,
     last_heartbeat = clock_timestamp(), alive_until = clock_timestamp()
-WHERE incarnation = %(incarnation)s
+WHERE incarnation = %(incarnation)s AND name = COALESCE(%(name)s::text, name)
 """
 COLUMNS = """
 SELECT name, incarnation, worker_id, tiers, device, gpu_name, memory_mb, used_memory_mb, utilization, status, wanted, current_item_id,
@@ -115,6 +117,14 @@ class Instance:
     memory_mb: int | None = None
     model_keys: frozenset[str] | None = None
 
+    def __post_init__(self) -> None:
+        # It stands in addresses, in logs and, for good, in the audit log.
+        if not _NAME.fullmatch(self.name):
+            raise BadSettings(f"--name: expected up to 200 letters, digits and . _ - : /, got {self.name[:80]!r}")
+        unknown = [tier for tier in self.tiers if tier not in TIERS]
+        if unknown or not self.tiers:
+            raise BadSettings(f"--tier: expected one or more of {', '.join(TIERS)}, got {unknown[0] if unknown else 'none'!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Registered:
@@ -152,16 +162,18 @@ def register(
     database: PostgresDatabase,
     instance: Instance,
     *,
+    incarnation: UUID | None = None,
     alive_seconds: float = ALIVE_SECONDS,
     look_seconds: float = 0.5,
 ) -> UUID:
     """Take the name and return the incarnation; raises NameTaken as soon as a heartbeat shows that the one who has it lives.
 
     A predecessor that was killed is waited for, until its word no longer counts: so a worker with a fixed name comes back by itself.
+    `incarnation` is given where one process has several devices and lives as one.
     """
     values = {
         "name": instance.name,
-        "incarnation": uuid4(),
+        "incarnation": incarnation or uuid4(),
         "worker_id": instance.worker_id,
         "tiers": list(instance.tiers),
         "device": instance.device,
@@ -176,8 +188,8 @@ def register(
             row = cursor.execute(REGISTER, values).fetchone()
             holder = None if row is not None else cursor.execute(HOLDER, values).fetchone()
         if row is not None:
-            incarnation: UUID = row["incarnation"]
-            return incarnation
+            taken: UUID = row["incarnation"]
+            return taken
         if holder is not None:
             heard = (holder["incarnation"], holder["last_heartbeat"])
             if first is not None and heard != first:
@@ -192,6 +204,7 @@ def beat(
     database: PostgresDatabase,
     incarnation: UUID,
     *,
+    name: str | None = None,
     status: Status,
     current_item: int | None = None,
     current_user: str | None = None,
@@ -204,10 +217,11 @@ def beat(
 ) -> Wanted | None:
     """Say what the worker does and hear what an admin wants of it; raises TakenOver.
 
-    'drain': claim nothing more until it is None again. 'resume': leave the quarantine. `utilization` is 0.0 to 1.0.
+    `name` is needed where several devices share the incarnation. 'drain': claim nothing more until it is None again. 'resume': leave the quarantine. `utilization` is 0.0 to 1.0.
     """
     values = {
         "incarnation": incarnation,
+        "name": name,
         "status": status,
         "current_item": current_item,
         "current_user": current_user,
@@ -227,10 +241,10 @@ def beat(
     return wanted
 
 
-def retire(database: PostgresDatabase, incarnation: UUID, *, reason: str | None = None) -> None:
+def retire(database: PostgresDatabase, incarnation: UUID, *, name: str | None = None, reason: str | None = None) -> None:
     """The worker ends; its name is free at once. One that was taken over has nothing to say any more."""
     with tenancy.as_system(REASON), database.postgres() as cursor:
-        cursor.execute(RETIRE, {"incarnation": incarnation, "reason": None if reason is None else reason[:LONGEST_REASON]})
+        cursor.execute(RETIRE, {"incarnation": incarnation, "name": name, "reason": None if reason is None else reason[:LONGEST_REASON]})
 
 
 def live(database: PostgresDatabase) -> list[Registered]:

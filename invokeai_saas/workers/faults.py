@@ -1,6 +1,6 @@
 """Whose fault is a node's error: the graph's, or this worker's? A worker's own is no failure of the user: another worker takes the item.
 
-    error of a node ─► of(type, message) ─► None: the graph's  |  why: the worker's ─► the attempt counts as lost, the worker is counted
+error of a node ─► of(type, message) ─► None: the graph's  |  why: the worker's ─► the attempt counts as lost, the worker is counted
 """
 
 import re

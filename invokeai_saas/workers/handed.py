@@ -16,9 +16,8 @@ from typing import Any
 from invokeai.app.services.session_queue.session_queue_common import QUEUE_ITEM_STATUS, SessionQueueItem
 from invokeai.backend.util.devices import TorchDevice
 
-from invokeai_saas.db import tenancy
 from invokeai_saas.jobs.holding import is_outage
-from invokeai_saas.jobs.lease import Attempt
+from invokeai_saas.jobs.lease import Attempt, Capability
 from invokeai_saas.swaps.session_processor import RETRY_SECONDS, Held, LeasedSessionProcessor
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
 from invokeai_saas.workers import faults
@@ -33,8 +32,9 @@ _OUTCOMES: dict[str, Outcome] = {"completed": "completed", "failed": "failed", "
 class HandedQueue(PostgresSessionQueue):
     """Remembers how items ended, and fails none by the worker's fault."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, can: Capability, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.can = can
         self.ended: dict[int, Outcome] = {}
 
     def fail_queue_item(self, item_id: int, error_type: str, error_message: str, error_traceback: str) -> SessionQueueItem:
@@ -51,11 +51,6 @@ class HandedQueue(PostgresSessionQueue):
         if given:
             self.ended[item_id] = "handed back"
         return given
-
-    def announce(self, item_id: int) -> None:
-        """Tell the owner what the supervisor made of an item."""
-        with tenancy.as_system("a worker tells what became of an item"), self.database.transaction():
-            self._announce(self.get_queue_item(item_id))
 
     def warm_models(self, device: str | None) -> tuple[str, ...]:
         """Keys of the models in the device's memory."""

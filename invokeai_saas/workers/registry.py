@@ -217,7 +217,8 @@ def beat(
 ) -> Wanted | None:
     """Say what the worker does and hear what an admin wants of it; raises TakenOver.
 
-    `name` is needed where several devices share the incarnation. 'drain': claim nothing more until it is None again. 'resume': leave the quarantine. `utilization` is 0.0 to 1.0.
+    'drain': claim nothing more until it is None again. 'resume': leave the quarantine. `utilization` is 0.0 to 1.0. `name` is needed where
+    several devices share the incarnation.
     """
     values = {
         "incarnation": incarnation,

@@ -211,7 +211,8 @@ def _load(count: Sequence[Any], workers: Sequence[Registered]) -> Load:
 
 
 def _goes_to(tiers: Sequence[str] | None, alive: Mapping[str, Sequence[Registered]]) -> str:
-    allowed = [tier for tier in TIERS if tiers is None or tier in tiers] or list(TIERS)
+    # No tier at all: only a worker of every tier takes it.
+    allowed = [tier for tier in TIERS if tiers is None or tier in tiers] or [TIERS[-1]]
     return next((tier for tier in allowed if any(each.claims for each in alive[tier])), allowed[0])
 
 

@@ -45,6 +45,8 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
         self._poll_seconds, self._stop_seconds = poll_seconds, stop_seconds
         self._holdings: dict[int, Held] = {}
         self._outage_said = False
+        # Devices that claim nothing: an administrator drains them (workers/inside.py).
+        self.drained: set[str] = set()
 
     def stop(self, *args: Any, **kwargs: Any) -> None:
         """As upstream, and wait until the items that run are given back."""
@@ -71,6 +73,9 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
                     TorchDevice.clear_session_device()
 
     def _once(self, worker: Any, stop_event: Event, poll_now_event: Event) -> None:
+        if ("cpu" if worker.device is None else str(worker.device)) in self.drained:
+            poll_now_event.wait(self._polling_interval)
+            return
         try:
             # Before the claim: what is set from here on is meant for the item that is claimed now.
             worker.cancel_event.clear()

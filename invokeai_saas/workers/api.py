@@ -47,7 +47,7 @@ class GPUInstance(BaseModel):
         """As the registry has it."""
         return cls(
             name=row.name,
-            status=shown_status(row),
+            status=row.shown_status,
             wanted=row.wanted,
             reason=row.reason,
             tiers=row.tiers,
@@ -120,14 +120,9 @@ def ask(accounts: Accounts, caller: Principal, name: str, what: str) -> Register
     return row
 
 
-def shown_status(row: Registered) -> str:
-    """The worker's own word while it counts."""
-    return row.status if row.alive or row.status == "terminated" else "dead"
-
-
 def pool_status(workers: Sequence[Registered], advice: Sequence[scaling.Advice]) -> GPUPoolStatus:
     """What the route answers."""
-    statuses: Counter[str] = Counter(shown_status(row) for row in workers)
+    statuses: Counter[str] = Counter(row.shown_status for row in workers)
     tiers: list[Any] = [GPUTier.model_validate(each, from_attributes=True) for each in advice]
     return GPUPoolStatus(
         total=sum(row.alive for row in workers), statuses=dict(statuses), tiers=tiers, instances=[GPUInstance.of(row) for row in workers]

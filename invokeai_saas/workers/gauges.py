@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.operating.probes import Probe
 from invokeai_saas.workers import registry, scaling
-from invokeai_saas.workers.api import shown_status
 from invokeai_saas.workers.registry import TIERS, Registered
 from invokeai_saas.workers.scaling import Advice
 
@@ -61,7 +60,7 @@ def _tiers(advice: list[Advice]) -> Iterator[GaugeMetricFamily]:
 
 def _statuses(workers: list[Registered]) -> GaugeMetricFamily:
     """A worker of several tiers counts in each."""
-    counts = Counter((tier, shown_status(row)) for row in workers for tier in row.tiers)
+    counts = Counter((tier, row.shown_status) for row in workers for tier in row.tiers)
     family = GaugeMetricFamily("invokeai_fleet_workers", "Workers by what they do; dead ones for a day.", labels=("tier", "status"))
     for tier in TIERS:
         for status in STATUSES:

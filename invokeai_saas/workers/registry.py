@@ -157,6 +157,11 @@ class Registered:
         """Whether it takes new items, or will once it has started or is done with the one it has."""
         return self.alive and self.wanted != "drain" and self.status in ("starting", "available", "busy")
 
+    @property
+    def shown_status(self) -> str:
+        """The worker's own word while it counts, else `dead`."""
+        return self.status if self.alive or self.status == "terminated" else "dead"
+
 
 def register(
     database: PostgresDatabase,

@@ -22,6 +22,8 @@ from invokeai_saas.errors import SaasError
 REASON = "job leases"
 # How many items a warm one may overtake: a claim reads so many graphs, and a cold item waits for so many others at most.
 LOOKAHEAD = 32
+# How many items that others have locked (they are being canceled) a claim passes over before it leaves the user to the next one.
+PATIENCE = 8
 ALL_TIERS = frozenset(("basic", "high_performance", "dedicated"))
 
 # Whose turn, then which item. Effective priority is the plan's plus the whole minutes waited, counted from the enqueue or from when the
@@ -78,7 +80,7 @@ WITH RECURSIVE waiting (user_id, route) AS (
         SELECT near.item_id, near.priority FROM session_queue AS near
         WHERE near.status = 'pending' AND near.user_id = fitting.user_id AND near.route = fitting.route
           AND (near.not_before IS NULL OR near.not_before <= clock_timestamp())
-        ORDER BY near.priority DESC, near.item_id LIMIT 1 + %(lookahead)s
+        ORDER BY near.priority DESC, near.item_id LIMIT %(reach)s
     ) AS near JOIN session_queue AS item ON item.item_id = near.item_id
     WHERE item.status = 'pending'
     ORDER BY near.priority DESC, CASE
@@ -260,11 +262,11 @@ def claim(
     """The item whose turn it is among those that this worker can take, None when there is none. Never the same item twice, and no user
     before their turn (see CLAIM). `warm` are the keys of the models that the device holds.
     """
-    values = {"worker_id": worker_id, "lease_seconds": lease_seconds, "device": device, "warm": sorted(warm), "lookahead": LOOKAHEAD}
+    values = {"worker_id": worker_id, "lease_seconds": lease_seconds, "device": device, **looks(warm), **can.values}
     busy: list[str] = []
     with tenancy.as_system(REASON), database.postgres() as cursor:
         while True:
-            row = cursor.execute(CLAIM, {**values, **can.values, "busy": busy}).fetchone()
+            row = cursor.execute(CLAIM, {**values, "busy": busy}).fetchone()
             assert row is not None, "the claim always answers"
             turns = row.pop("turns")
             if row["item_id"] is not None:
@@ -274,6 +276,12 @@ def claim(
             elif busy or not turns or cursor.execute(WAIT_FOR_TURN, (turns,)).fetchone() is None:
                 # Who holds a turn must not wait for another one.
                 return None
+
+
+def looks(warm: Iterable[str] = ()) -> dict[str, Any]:
+    """How far a claim looks among the items of whoever's turn it is."""
+    keys = sorted(warm)
+    return {"warm": keys, "lookahead": LOOKAHEAD, "reach": LOOKAHEAD + 1 if keys else PATIENCE}
 
 
 def heartbeat(database: PostgresDatabase, attempt: Attempt, *, lease_seconds: float, gpu_seconds: float = 0.0) -> None:

@@ -27,7 +27,7 @@ TASK = "invokeai_saas.wake"
 WAITING = """
 SELECT queue, (SELECT count(*) FROM (
     SELECT FROM procrastinate_jobs WHERE queue_name = queue AND status = 'todo' LIMIT %(most)s
-) AS some) AS tokens
+) AS waiting) AS tokens
 FROM unnest(%(queues)s::text[]) AS queue
 """
 # One token, fetched and finished at once: who dies in between leaves none half taken.

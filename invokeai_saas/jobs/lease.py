@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
@@ -21,57 +22,75 @@ from invokeai_saas.errors import SaasError
 REASON = "job leases"
 # How many items a warm one may overtake: a claim reads so many graphs, and a cold item waits for so many others at most.
 LOOKAHEAD = 32
+ALL_TIERS = frozenset(("basic", "high_performance", "dedicated"))
 
 # Whose turn, then which item. Effective priority is the plan's plus the whole minutes waited, counted from the enqueue or from when the
 # user was last served: who enqueued a thousand items waits anew after each of them, and starves nobody. Among equals, who was served
-# longest ago. `waiting` leaps through the index from user to user; the lock on the turn sends a second claim to the next user, the lock on
-# the item past one that is being canceled. A turn without an item to take (all of them locked) comes back with NULL.
+# longest ago. `waiting` leaps through the index from route to route of user after user: what this worker must not take (other tiers, more
+# memory, models it has not, somebody else's tensors) costs one look per route, however many items there are. The lock on the turn sends a
+# second claim to the next user, the lock on the item past one that is being canceled. A turn without an item to take (all of them locked)
+# comes back with NULL; no turn at all with those who have one, for WAIT_FOR_TURN.
 # A user at their plan's limit of parallel jobs waits: what runs is counted through an index that holds nothing else. Parents that wait for
 # called workflows run nothing and take no slot, so that a chain of calls counts once. The count is older than the lock: a turn that
-# somebody used in between (`seen` differs from what the lock found) is passed over, or two claims would count the same free slot.
+# somebody used in between (what the count `seen` differs from what the lock found) is passed over, or two claims would count the same free
+# slot.
 # Of the user's next few items of one priority, the one goes first whose models lie in the device's memory: upstream's affinity, which
 # saves tens of seconds of loading and changes nobody else's turn.
 CLAIM = """
-WITH RECURSIVE waiting (user_id) AS (
-    (SELECT user_id FROM session_queue WHERE status = 'pending' ORDER BY user_id LIMIT 1)
+WITH RECURSIVE waiting (user_id, route) AS (
+    (SELECT user_id, route FROM session_queue WHERE status = 'pending' ORDER BY user_id, route LIMIT 1)
     UNION ALL
-    SELECT (SELECT user_id FROM session_queue WHERE status = 'pending' AND user_id > waiting.user_id ORDER BY user_id LIMIT 1)
-    FROM waiting WHERE waiting.user_id IS NOT NULL
-), chosen AS (
-    SELECT turn.user_id, head.item_id AS first_item, head.priority
-    FROM waiting JOIN queue_turns AS turn USING (user_id)
-    JOIN queue_turns AS seen ON seen.user_id = turn.user_id AND seen.served_at IS NOT DISTINCT FROM turn.served_at
-    CROSS JOIN LATERAL (
-        SELECT item_id, priority, created_at::timestamp AT TIME ZONE 'UTC' AS since
-        FROM session_queue WHERE user_id = turn.user_id AND status = 'pending' ORDER BY priority DESC, item_id LIMIT 1
+    SELECT next.user_id, next.route FROM waiting CROSS JOIN LATERAL (
+        SELECT user_id, route FROM session_queue WHERE status = 'pending' AND (user_id, route) > (waiting.user_id, waiting.route)
+        ORDER BY user_id, route LIMIT 1
+    ) AS next
+), fitting AS MATERIALIZED (
+    SELECT head.* FROM waiting CROSS JOIN LATERAL (
+        SELECT user_id, route, item_id, priority, created_at::timestamp AT TIME ZONE 'UTC' AS since,
+            tiers, needs_memory_mb, needs_models, pinned_to
+        FROM session_queue
+        WHERE status = 'pending' AND user_id = waiting.user_id AND route = waiting.route
+          AND (not_before IS NULL OR not_before <= clock_timestamp())
+        ORDER BY priority DESC, item_id LIMIT 1
     ) AS head
-    WHERE turn.user_id <> ALL(%(busy)s)
-      AND (turn.max_parallel IS NULL OR turn.max_parallel > (
-          SELECT count(*) FROM session_queue AS running WHERE running.user_id = turn.user_id AND running.status = 'in_progress'))
-      AND NOT EXISTS (SELECT FROM users WHERE users.user_id = turn.user_id AND users.is_active = 0)
-    ORDER BY turn.plan_priority + floor(extract(epoch FROM statement_timestamp() - GREATEST(head.since, turn.served_at)) / 60) DESC,
-             turn.served_at NULLS FIRST, head.item_id
+    WHERE (head.tiers IS NULL OR %(tiers)s::text[] IS NULL OR head.tiers && %(tiers)s::text[])
+      AND (head.needs_memory_mb IS NULL OR %(memory_mb)s::int IS NULL OR head.needs_memory_mb <= %(memory_mb)s::int)
+      AND (head.needs_models IS NULL OR %(models)s::text[] IS NULL OR head.needs_models <@ %(models)s::text[])
+      AND (head.pinned_to IS NULL OR head.pinned_to = %(incarnation)s::uuid)
+), able AS MATERIALIZED (
+    SELECT head.*, seen.served_at,
+        seen.plan_priority + floor(extract(epoch FROM statement_timestamp() - GREATEST(head.since, seen.served_at)) / 60) AS urgency
+    FROM (SELECT DISTINCT ON (user_id) user_id, item_id, priority, since FROM fitting ORDER BY user_id, priority DESC, item_id) AS head
+    JOIN queue_turns AS seen USING (user_id)
+    WHERE head.user_id <> ALL(%(busy)s)
+      AND (seen.max_parallel IS NULL OR seen.max_parallel > (
+          SELECT count(*) FROM session_queue AS running WHERE running.user_id = seen.user_id AND running.status = 'in_progress'))
+      AND NOT EXISTS (SELECT FROM users WHERE users.user_id = seen.user_id AND users.is_active = 0)
+), chosen AS (
+    SELECT turn.user_id, seen.item_id AS first_item, seen.priority
+    FROM able AS seen JOIN queue_turns AS turn ON turn.user_id = seen.user_id AND seen.served_at IS NOT DISTINCT FROM turn.served_at
+    ORDER BY seen.urgency DESC, seen.served_at NULLS FIRST, seen.item_id
     LIMIT 1
     FOR UPDATE OF turn SKIP LOCKED
-), warmest AS (
+), taken AS (
     SELECT item.item_id
-    FROM chosen JOIN session_queue AS item ON item.user_id = chosen.user_id AND item.priority = chosen.priority
-        AND item.item_id <= chosen.first_item + %(lookahead)s
-    WHERE item.status = 'pending' AND cardinality(%(warm)s::text[]) > 0
-    ORDER BY (SELECT count(*) FROM unnest(%(warm)s::text[]) AS key WHERE position(key IN item.session) > 0) DESC, item.item_id
+    FROM chosen JOIN fitting USING (user_id) CROSS JOIN LATERAL (
+        SELECT near.item_id, near.priority FROM session_queue AS near
+        WHERE near.status = 'pending' AND near.user_id = fitting.user_id AND near.route = fitting.route
+          AND (near.not_before IS NULL OR near.not_before <= clock_timestamp())
+        ORDER BY near.priority DESC, near.item_id LIMIT 1 + %(lookahead)s
+    ) AS near JOIN session_queue AS item ON item.item_id = near.item_id
+    WHERE item.status = 'pending'
+    ORDER BY near.priority DESC, CASE
+        WHEN cardinality(%(warm)s::text[]) = 0 OR near.priority < chosen.priority OR near.item_id > chosen.first_item + %(lookahead)s THEN 0
+        ELSE (SELECT count(*) FROM unnest(%(warm)s::text[]) AS key WHERE position(key IN item.session) > 0) END DESC, near.item_id
     LIMIT 1
     FOR UPDATE OF item SKIP LOCKED
-), next AS (
-    SELECT item_id FROM session_queue
-    WHERE status = 'pending' AND user_id = (SELECT user_id FROM chosen) AND NOT EXISTS (SELECT FROM warmest)
-    ORDER BY priority DESC, item_id
-    LIMIT 1
-    FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE session_queue AS item
     SET status = 'in_progress', status_sequence = COALESCE(status_sequence, 0) + 1, device = COALESCE(%(device)s, device),
-        error_type = NULL, error_message = NULL, error_traceback = NULL
-    FROM (SELECT item_id FROM warmest UNION ALL SELECT item_id FROM next) AS taken WHERE item.item_id = taken.item_id
+        not_before = NULL, error_type = NULL, error_message = NULL, error_traceback = NULL
+    FROM taken WHERE item.item_id = taken.item_id
     RETURNING item.item_id, item.user_id
 ), served AS (
     UPDATE queue_turns SET served_at = clock_timestamp() FROM claimed WHERE queue_turns.user_id = claimed.user_id
@@ -82,18 +101,12 @@ WITH RECURSIVE waiting (user_id) AS (
     FROM claimed
     RETURNING item_id, attempt_no, user_id, lease_until
 )
-SELECT chosen.user_id, attempt.item_id, attempt.attempt_no, attempt.lease_until FROM chosen LEFT JOIN attempt USING (user_id)
+SELECT chosen.user_id, attempt.item_id, attempt.attempt_no, attempt.lease_until,
+    CASE WHEN chosen.user_id IS NULL THEN ARRAY(SELECT user_id FROM able) END AS turns
+FROM (SELECT) AS always LEFT JOIN chosen ON true LEFT JOIN attempt USING (user_id)
 """
 # Every user with something to claim is in another claim's hands: wait for one of them. Not for one at their limit: a job's end is no turn.
-WAIT_FOR_TURN = """
-SELECT 1 FROM queue_turns AS turn
-WHERE EXISTS (SELECT FROM session_queue AS item WHERE item.user_id = turn.user_id AND item.status = 'pending')
-  AND (turn.max_parallel IS NULL OR turn.max_parallel > (
-      SELECT count(*) FROM session_queue AS running WHERE running.user_id = turn.user_id AND running.status = 'in_progress'))
-  AND NOT EXISTS (SELECT FROM users WHERE users.user_id = turn.user_id AND users.is_active = 0)
-LIMIT 1
-FOR UPDATE OF turn
-"""
+WAIT_FOR_TURN = "SELECT 1 FROM queue_turns WHERE user_id = ANY(%s) LIMIT 1 FOR UPDATE"
 HEARTBEAT = """
 UPDATE job_attempts
 SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s),
@@ -207,26 +220,58 @@ class Attempt:
         return {"item_id": self.item_id, "attempt_no": self.attempt_no}
 
 
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What a worker may take; None is no limit. All tiers together are none either: such a worker takes also what no single tier may.
+
+    `incarnation` is the life of the worker that tensors of called workflows are pinned to; without one, it takes nothing that is pinned.
+    """
+
+    tiers: tuple[str, ...] | None = None
+    memory_mb: int | None = None
+    model_keys: frozenset[str] | None = None
+    incarnation: UUID | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the claim compares an item's route with."""
+        unlimited = self.tiers is None or set(self.tiers) >= ALL_TIERS
+        return {
+            "tiers": None if unlimited else list(self.tiers or ()),
+            "memory_mb": self.memory_mb,
+            "models": None if self.model_keys is None else sorted(self.model_keys),
+            "incarnation": self.incarnation,
+        }
+
+
+EVERYTHING = Capability()
 _working_on: ContextVar[Attempt | None] = ContextVar("invokeai_saas_working_on", default=None)
 
 
 def claim(
-    database: PostgresDatabase, *, worker_id: str, lease_seconds: float, device: str | None = None, warm: Iterable[str] = ()
+    database: PostgresDatabase,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    device: str | None = None,
+    warm: Iterable[str] = (),
+    can: Capability = EVERYTHING,
 ) -> Attempt | None:
-    """The item whose turn it is, None when there is none. Never the same item twice, and no user before their turn (see CLAIM).
-
-    `warm` are the keys of the models that the device holds.
+    """The item whose turn it is among those that this worker can take, None when there is none. Never the same item twice, and no user
+    before their turn (see CLAIM). `warm` are the keys of the models that the device holds.
     """
     values = {"worker_id": worker_id, "lease_seconds": lease_seconds, "device": device, "warm": sorted(warm), "lookahead": LOOKAHEAD}
     busy: list[str] = []
     with tenancy.as_system(REASON), database.postgres() as cursor:
         while True:
-            row = cursor.execute(CLAIM, {**values, "busy": busy}).fetchone()
-            if row is not None and row["item_id"] is not None:
+            row = cursor.execute(CLAIM, {**values, **can.values, "busy": busy}).fetchone()
+            assert row is not None, "the claim always answers"
+            turns = row.pop("turns")
+            if row["item_id"] is not None:
                 return Attempt(**row)
-            if row is not None:
+            if row["user_id"] is not None:
                 busy.append(row["user_id"])
-            elif busy or cursor.execute(WAIT_FOR_TURN).fetchone() is None:
+            elif busy or not turns or cursor.execute(WAIT_FOR_TURN, (turns,)).fetchone() is None:
                 # Who holds a turn must not wait for another one.
                 return None
 

@@ -20,7 +20,7 @@ CLAIMS = int(os.environ.get("SAAS_SOAK_ITEMS", "50"))
 # Index pages from the root down, of each waiting user one head; the rest is the claimed item's own rows.
 PAGES_PER_CLAIM, PAGES_PER_USER = 150, 12
 SEARCHED_INDEXES = "SELECT indexname FROM pg_indexes WHERE tablename = 'session_queue' AND (indexdef ~ 'user_id' OR indexdef ~ 'status')"
-COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], "warm": [], "lookahead": 0}
+COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], "warm": [], "lookahead": 0, **lease.EVERYTHING.values}
 
 
 def claim_one(database):
@@ -153,13 +153,13 @@ def test_items_that_somebody_is_canceling_are_passed_over(database, dsn):
     assert claim_one(database).item_id == held
 
 
-@pytest.mark.parametrize("lock", ["FOR UPDATE OF turn SKIP LOCKED", "FOR UPDATE SKIP LOCKED"])
+@pytest.mark.parametrize("lock", ["FOR UPDATE OF turn SKIP LOCKED", "FOR UPDATE OF item SKIP LOCKED"])
 def test_without_its_row_locks_a_claim_waits_for_others(database, dsn, monkeypatch, lock):
     monkeypatch.setattr(lease, "CLAIM", lease.CLAIM.replace(lock, lock.replace(" SKIP LOCKED", "")))
     item = add_items(database, "ann", 1)[0]
     locked = {
         "FOR UPDATE OF turn SKIP LOCKED": "SELECT 1 FROM queue_turns WHERE user_id = 'ann' FOR UPDATE",
-        "FOR UPDATE SKIP LOCKED": f"SELECT 1 FROM session_queue WHERE item_id = {item} FOR UPDATE",
+        "FOR UPDATE OF item SKIP LOCKED": f"SELECT 1 FROM session_queue WHERE item_id = {item} FOR UPDATE",
     }
     with psycopg.connect(dsn) as other, psycopg.connect(dsn) as claiming:
         other.execute(locked[lock].encode())
@@ -255,7 +255,7 @@ def test_a_limit_that_is_raised_counts_from_the_next_claim_on(database):
     assert (before, served(database, 2)) == (["ann"], ["ann"])
 
 
-FIRST_ARM = "WHERE status = 'pending' ORDER BY user_id LIMIT 1)\n    UNION ALL"
+FIRST_ARM = "WHERE status = 'pending' ORDER BY user_id, route LIMIT 1)\n    UNION ALL"
 # Sleeps between what the statement sees and what it locks.
 SLEEPING = lease.CLAIM.replace(FIRST_ARM, FIRST_ARM.replace("'pending'", "'pending' AND pg_sleep(1) IS NOT NULL"))
 SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
@@ -272,7 +272,7 @@ def claims_of_one_slot(database, dsn, statement: str) -> int:
             while not looking.execute(SLEEPS).fetchone()[0]:
                 time.sleep(0.01)
         assert claim_one(database) is not None
-        return 1 + (late.result(timeout=30) is not None)
+        return 1 + (late.result(timeout=30)[1] is not None)
 
 
 def test_a_claim_that_counted_before_another_one_committed_takes_nothing(database, dsn):

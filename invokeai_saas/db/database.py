@@ -86,7 +86,7 @@ class PostgresDatabase:
         self._pool.close()
 
     def connect_alone(self) -> Connection:
-        """A connection of its own as the application role, outside of the pool and of any transaction: for LISTEN. Raises psycopg's errors."""
+        """A connection of its own as the application role, outside of the pool: for LISTEN. Raises psycopg's errors."""
         return psycopg.connect(self._dsn, autocommit=True, connect_timeout=max(1, int(self._timeout_seconds)))
 
     def pool_counts(self) -> tuple[int, int, int]:

@@ -4,9 +4,7 @@
     serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
-import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -35,9 +33,9 @@ from invokeai_saas.operating.shutdown import serve as serve_gracefully
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
+from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
 
 BACKGROUND_LIMIT_SECONDS = 60.0
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,30 +141,6 @@ def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
     return accounts
 
 
-def configure_invokeai(settings: Settings) -> None:
-    """What a server for many must have, whatever invokeai.yaml says."""
-    from invokeai_video_nodes.headless import install_patches
-
-    root = settings.invokeai_root or settings.data_dir / "invokeai"
-    root.mkdir(parents=True, exist_ok=True)
-    os.environ["INVOKEAI_ROOT"] = str(root.resolve())
-    install_patches()
-    logs.adopt_upstream()
-    from invokeai.app.services.config.config_default import get_config
-    from invokeai.app.util.torch_cuda_allocator import configure_torch_cuda_allocator
-
-    config = get_config()
-    if config.pytorch_cuda_alloc_conf and "torch" not in sys.modules:
-        configure_torch_cuda_allocator(config.pytorch_cuda_alloc_conf, logger)
-    config.host, config.port = settings.host, settings.port
-    config.multiuser = True
-    config.strict_password_checking = True
-    # Files are found by their rows; folders by date would only be another thing to move.
-    config.image_subfolder_strategy = "flat"
-    # InvokeAI's own picture services would have made it.
-    config.models_path.mkdir(parents=True, exist_ok=True)
-
-
 def announce_first_admin(server: Server) -> None:
     """Make the first super_admin, with a plan to try everything on, and print the one-time password; nothing when there is one."""
     email = server.settings.admin_email
@@ -200,20 +174,13 @@ def _edit_routers() -> None:
 
 def _invokeais_application() -> tuple[Any, Any]:
     """InvokeAI's app, loop and nodes, as its own run_app() makes them; and without the nodes that are off."""
-    from invokeai.app.services.config.config_default import get_config
     from invokeai.app.util.startup_utils import apply_monkeypatches, register_mime_types
-    from invokeai.backend.util.logging import InvokeAILogger
 
     apply_monkeypatches()
     register_mime_types()
     from invokeai.app.api_app import app, loop
-    from invokeai.app.invocations.load_custom_nodes import load_custom_nodes
 
-    from invokeai_saas.closed.nodes import close_nodes
-
-    config = get_config()
-    load_custom_nodes(custom_nodes_path=config.custom_nodes_path, logger=InvokeAILogger.get_logger(config=config))
-    close_nodes()
+    load_nodes()
     return app, loop
 
 

@@ -23,6 +23,7 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
+from invokeai_saas.events.opening import open_bus
 from invokeai_saas.operating import collector, logs
 from invokeai_saas.operating.health import Pulse
 from invokeai_saas.operating.install import Operated, install, uvicorn_options
@@ -86,6 +87,7 @@ def open_server(settings: Settings) -> Server:
         zips=settings.data_dir / "zips",
         sharing=settings.sharing,
         metering=settings.metering,
+        bus=open_bus(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -113,9 +115,20 @@ def open_server(settings: Settings) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (background, billing, CreditEvents(database, _tell), inside)
+    loops = (*_relays(parts), background, billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
+
+
+def _relays(parts: Parts) -> Sequence[Any]:
+    """What all processes publish, to this one's sockets."""
+    if parts.bus is None:
+        return ()
+    from invokeai.app.api_app import socket_io
+
+    from invokeai_saas.events.relay import Relay
+
+    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here),)
 
 
 def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
@@ -258,6 +271,8 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
     background.add("reap", 5, lambda: _services().session_queue.reap())
+    if parts.bus is not None:
+        background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
     if transport is not None:
         background.add("mail", 3, lambda: mail.deliver(accounts, transport, sender=settings.mail_from))
@@ -295,6 +310,11 @@ def _access_changed(change: AccessChange) -> None:
 def _tell(user_id: str, event: str, data: Mapping[str, Any]) -> None:
     """To the user's open pages, after the commit."""
     _services().events.tell(user_id, event, data)
+
+
+def _tell_here(user_id: str, event: str, data: Mapping[str, Any]) -> None:
+    """As _tell, of what every process finds out by itself."""
+    _services().events.tell_here(user_id, event, data)
 
 
 def _forget_zips(user_id: str) -> None:

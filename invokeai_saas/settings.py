@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     )
     sharing: bool = Field(default=False, description="Shared and public boards, workflows and presets cross users (decision 21).")
 
+    events: SecretStr | None = Field(
+        default=None,
+        description="How events reach all processes: postgres, the address of a Redis (redis://... or rediss://..., a database number of "
+        "its own), or local for a single process. Default: postgres with DATABASE_URL, else local.",
+    )
     public_url: str = Field(
         default_factory=lambda known: f"http://localhost:{known.get('port', 9090)}",
         description="Where people reach this server; letters link to it. Default: http://localhost and the port.",
@@ -165,6 +170,14 @@ class Settings(BaseSettings):
     def _http_only(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("https://", "http://")):
             raise ValueError("expected an address that starts with https:// or http://")
+        return value
+
+    @field_validator("events")
+    @classmethod
+    def _a_transport(cls, value: SecretStr | None) -> SecretStr | None:
+        transport = "local" if value is None else value.get_secret_value()
+        if transport not in ("local", "postgres") and not transport.startswith(("redis://", "rediss://")):
+            raise ValueError("expected local, postgres, or an address that starts with redis:// or rediss://")
         return value
 
     @field_validator("stripe_secret_key")
@@ -265,6 +278,13 @@ class Settings(BaseSettings):
         if self.database_app_url is not None and self.database_url is None:
             raise ValueError("DATABASE_APP_URL is set without DATABASE_URL: the migrations need a login of their own")
         return self
+
+    @property
+    def events_transport(self) -> str:
+        """local, postgres or the address of a Redis."""
+        if self.events is not None:
+            return self.events.get_secret_value()
+        return "local" if self.database_url is None else "postgres"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -150,6 +150,18 @@ class PostgresSessionQueue(SqliteSessionQueue):
             self._held[attempt.item_id] = _Held(attempt)
         return attempt
 
+    def take(self, attempt: Attempt, meter: Meter) -> SessionQueueItem | None:
+        """An item that this process's supervisor claimed for it; None when it is gone, or cannot be read and failed."""
+        self._held[attempt.item_id] = _Held(attempt, meter=meter)
+        with tenancy.as_system("a worker serves every tenant"):
+            try:
+                return self._claimed(attempt)
+            except SessionQueueItemNotFoundError:
+                self.forget(attempt.item_id)
+            except ValueError as error:
+                self._fail_unreadable(attempt, error)
+        return None
+
     def _warm(self, device: str | None) -> set[str]:
         """The models in the device's memory; none where the configuration asks for strict order, as upstream."""
         keys: set[str] = self._get_device_resident_model_keys(device)
@@ -188,6 +200,7 @@ class PostgresSessionQueue(SqliteSessionQueue):
         """Around the run of an item that this process holds: its nodes are timed, and checked against plan and price where that is on."""
         held = self._held[item.item_id]
         run = None if self._admission is None else self._admission.begin(item, held.meter)
+        held.meter.allow(None if run is None else run.limit_seconds)
         self._held[item.item_id] = replace(held, run=run)
         with metered(held.meter), checked(run):
             yield

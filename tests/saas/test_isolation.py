@@ -19,7 +19,7 @@ ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mai
 SYSTEM_ONLY |= ACCOUNT_SECRETS | {"rate_limits", "address_marks"}
 # 0008_import.sql: everybody's ids.
 SYSTEM_ONLY |= {"imported"}
-SYSTEM_ONLY |= {"gpu_instances"}
+SYSTEM_ONLY |= {"gpu_instances", "fleet_scaling"}
 # 0012_admission.sql: which letters were written.
 SYSTEM_ONLY |= {"low_balance_letters"}
 # 0011_billing.sql: Stripe's ids and events, and marks of addresses.

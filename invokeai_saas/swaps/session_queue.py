@@ -6,11 +6,9 @@ is all or nothing under one lock per user, and what is counted for an event is c
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from invokeai.app.services.invoker import Invoker
 from invokeai.app.services.session_queue.session_queue_common import (
@@ -26,7 +24,6 @@ from invokeai.app.services.session_queue.session_queue_common import (
     calc_session_count,
     prepare_values_to_insert,
 )
-from invokeai.app.services.session_queue.session_queue_sqlite import SqliteSessionQueue
 from invokeai.app.services.shared.graph import GraphExecutionState
 
 from invokeai_saas.db import tenancy
@@ -35,8 +32,8 @@ from invokeai_saas.jobs import lease, lost, queue_rows, reaper
 from invokeai_saas.jobs.admission import Admission
 from invokeai_saas.jobs.lease import EVERYTHING, Attempt, Capability, LeaseLost
 from invokeai_saas.jobs.lost import Patience
-from invokeai_saas.jobs.metering import Meter, metered
-from invokeai_saas.jobs.running import RanOverPrice, Run, checked
+from invokeai_saas.jobs.metering import Meter
+from invokeai_saas.swaps.held_items import HeldItem, HeldItems
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 3
@@ -67,18 +64,7 @@ WHERE item_id = %(item_id)s AND status = 'in_progress'
 _RUNNING_ENDS = ("completed", "failed", "canceled", "waiting")
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """An attempt of this process and when it began."""
-
-    attempt: Attempt
-    since: float = field(default_factory=time.monotonic)
-    meter: Meter = field(default_factory=Meter)
-    # What the item may cost, once it runs; None where nothing is metered.
-    run: Run | None = None
-
-
-class PostgresSessionQueue(SqliteSessionQueue):
+class PostgresSessionQueue(HeldItems):
     """Upstream's queue on Postgres; `worker_id` names this process in job_attempts. Without `admission` nothing is gated or charged."""
 
     def __init__(
@@ -90,10 +76,9 @@ class PostgresSessionQueue(SqliteSessionQueue):
         can: Capability = EVERYTHING,
     ) -> None:
         """`can` is what this process's worker takes; where it names an incarnation, called workflows are pinned to it."""
-        super().__init__(db=cast(Any, db))
-        self._postgres, self._admission, self.can = db, admission, can
+        super().__init__(db, admission)
+        self.can = can
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
-        self._held: dict[int, _Held] = {}
 
     @property
     def database(self) -> PostgresDatabase:
@@ -147,12 +132,12 @@ class PostgresSessionQueue(SqliteSessionQueue):
             self._postgres, worker_id=self._worker_id, lease_seconds=LEASE_SECONDS, device=device, warm=self._warm(device), can=self.can
         )
         if attempt is not None:
-            self._held[attempt.item_id] = _Held(attempt)
+            self._held[attempt.item_id] = HeldItem(attempt)
         return attempt
 
     def take(self, attempt: Attempt, meter: Meter) -> SessionQueueItem | None:
         """An item that this process's supervisor claimed for it; None when it is gone, or cannot be read and failed."""
-        self._held[attempt.item_id] = _Held(attempt, meter=meter)
+        self._held[attempt.item_id] = HeldItem(attempt, meter=meter)
         with tenancy.as_system("a worker serves every tenant"):
             try:
                 return self._claimed(attempt)
@@ -180,40 +165,6 @@ class PostgresSessionQueue(SqliteSessionQueue):
             lease.revoke(self._postgres, attempt.item_id)
         self.forget(attempt.item_id)
 
-    def attempt_of(self, item_id: int) -> Attempt | None:
-        """The lease that this process holds on an item."""
-        held = self._held.get(item_id)
-        return None if held is None else held.attempt
-
-    def seconds_of(self, item_id: int) -> float:
-        """How long this process has worked on an item that it holds."""
-        held = self._held.get(item_id)
-        return 0.0 if held is None else time.monotonic() - held.since
-
-    def gpu_seconds_of(self, item_id: int) -> float:
-        """How much of that nodes ran for, without loading models."""
-        held = self._held.get(item_id)
-        return 0.0 if held is None else held.meter.seconds
-
-    @contextmanager
-    def running(self, item: SessionQueueItem) -> Iterator[None]:
-        """Around the run of an item that this process holds: its nodes are timed, and checked against plan and price where that is on."""
-        held = self._held[item.item_id]
-        run = None if self._admission is None else self._admission.begin(item, held.meter)
-        held.meter.allow(None if run is None else run.limit_seconds)
-        self._held[item.item_id] = replace(held, run=run)
-        with metered(held.meter), checked(run):
-            yield
-
-    def end_overrun(self, item_id: int) -> str | None:
-        """Fail an item that has run for longer than its price allows, and say so; None for one that may go on."""
-        held = self._held.get(item_id)
-        if held is None or held.run is None or (why := held.run.overrun()) is None:
-            return None
-        with tenancy.as_system("an item is stopped at its limit"), suppress(SessionQueueItemNotFoundError):
-            self.fail_queue_item(item_id, RanOverPrice.__name__, why, why)
-        return why
-
     def heartbeat(self, item_id: int, *, gpu_seconds: float) -> None:
         """Extend the lease of a running item; raises LeaseLost, after which its outputs are to be discarded."""
         attempt = self.attempt_of(item_id)
@@ -237,10 +188,6 @@ class PostgresSessionQueue(SqliteSessionQueue):
             self.forget(item_id)
         self.tell()
         return True
-
-    def forget(self, item_id: int) -> None:
-        """This process no longer works on the item."""
-        self._held.pop(item_id, None)
 
     def save_queue_item_session(self, item_id: int, session: GraphExecutionState) -> None:
         """As upstream; a worker whose lease is gone is told that the item is, and discards."""

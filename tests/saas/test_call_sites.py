@@ -99,7 +99,7 @@ SYSTEM_WORK = {
     "admin/dashboards.py::revenue": "an admin looks at everybody's payments",
     "admin/dashboards.py::usage": "an admin looks at everybody's usage",
     "credits/low_balance.py::tell": "balances of all users run low",
-    "swaps/session_queue.py::end_overrun": "a worker stops the item that it holds",
+    "swaps/held_items.py::end_overrun": "a worker stops the item that it holds",
     "web/idempotency.py::forget_old": "keys of all users grow old",
     "jobs/lease.py::claim": "a worker serves every tenant",
     "jobs/lease.py::heartbeat": "a worker serves every tenant",

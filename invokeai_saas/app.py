@@ -23,6 +23,7 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
+from invokeai_saas.events.opening import open_bus
 from invokeai_saas.operating import collector, logs
 from invokeai_saas.operating.health import Pulse
 from invokeai_saas.operating.install import Operated, install, uvicorn_options
@@ -33,6 +34,8 @@ from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
 from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
+from invokeai_saas.workers.gauges import FleetGauges
+from invokeai_saas.workers.inside import InsideWorker
 
 BACKGROUND_LIMIT_SECONDS = 60.0
 
@@ -85,6 +88,7 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
         sharing=settings.sharing,
         metering=settings.metering,
         worker=worker,
+        bus=open_bus(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -109,10 +113,23 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
         draining=shutdown.draining,
     )
     books = BooksCheck(database, registry=operated.metrics.registry)
+    operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
-    loops = (background, billing, CreditEvents(database, _tell))
+    inside = InsideWorker(database, lambda: _services().session_processor)
+    loops = (*_relays(parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
+
+
+def _relays(parts: Parts) -> Sequence[Any]:
+    """What all processes publish, to this one's sockets."""
+    if parts.bus is None:
+        return ()
+    from invokeai.app.api_app import socket_io
+
+    from invokeai_saas.events.relay import Relay
+
+    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here),)
 
 
 def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
@@ -180,13 +197,14 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
     from invokeai_saas.web.schema import describe_in_a_thread
+    from invokeai_saas.workers.api import gpu_router
 
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
     app.state.saas_files = parts.files
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
+    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -249,10 +267,12 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     from invokeai_saas.credits import upkeep as credits_upkeep
     from invokeai_saas.jobs.background import Background
     from invokeai_saas.web import idempotency
+    from invokeai_saas.workers.upkeep import add_jobs as add_fleet_jobs
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
-    background.add("reap", 5, lambda: _services().session_queue.reap())
+    if parts.bus is not None:
+        background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
     if transport is not None:
         background.add("mail", 3, lambda: mail.deliver(accounts, transport, sender=settings.mail_from))
@@ -265,7 +285,20 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     background.add("check the books", 600, books.run)
     background.add("low balances", 300, lambda: low_balance.tell(accounts))
     add_billing_jobs(background, billing.billing)
+    add_fleet_jobs(background, parts.database, settings)
     return background
+
+
+def _reaping(parts: Parts) -> Any:
+    """In a thread of its own: what a lost item waits for has nothing slow before it."""
+    from invokeai_saas.jobs.background import Background
+    from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
+    from invokeai_saas.swaps.session_queue import LEASE_SECONDS
+
+    reaping = Background(parts.database)
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=LEASE_SECONDS)
+    reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
+    return reaping
 
 
 def _services() -> Any:
@@ -289,6 +322,11 @@ def _access_changed(change: AccessChange) -> None:
 def _tell(user_id: str, event: str, data: Mapping[str, Any]) -> None:
     """To the user's open pages, after the commit."""
     _services().events.tell(user_id, event, data)
+
+
+def _tell_here(user_id: str, event: str, data: Mapping[str, Any]) -> None:
+    """As _tell, of what every process finds out by itself."""
+    _services().events.tell_here(user_id, event, data)
 
 
 def _forget_zips(user_id: str) -> None:

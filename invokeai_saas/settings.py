@@ -14,6 +14,7 @@ from invokeai_saas.storage.signing import MIN_SECRET_BYTES
 
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
+_BOUNDS = re.compile(r"((basic|high_performance|dedicated)=)?\d{1,5}-\d{1,5}")
 MIN_METRICS_TOKEN = 16
 # Lists are written a,b,c.
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -22,9 +23,7 @@ Words = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """Everything an operator can set. Without DATABASE_URL an embedded Postgres starts under `data_dir`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SAAS_", frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="SAAS_", frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True)
 
     data_dir: Path = Field(default=Path("saas-data"), description="Folder of the embedded database and of local files.")
     invokeai_root: Path | None = Field(default=None, description="InvokeAI's root with the models. Default: `data_dir`/invokeai.")
@@ -43,9 +42,7 @@ class Settings(BaseSettings):
     )
     db_pool_size: Annotated[int, Field(ge=1, le=500)] = Field(default=10, description="Pooled connections of one process.")
     db_timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=10.0, description="Longest wait for a connection.")
-    statement_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="Longest single statement of a request."
-    )
+    statement_timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=60.0, description="Longest single statement of a request.")
     migration_lock_seconds: Annotated[float, Field(gt=0)] = Field(default=300.0, description="Longest wait for another migration.")
     s3_bucket: str | None = Field(default=None, validation_alias="S3_BUCKET", description="Without it files lie under `data_dir`.")
     s3_endpoint_url: str | None = Field(
@@ -89,6 +86,11 @@ class Settings(BaseSettings):
     )
     sharing: bool = Field(default=False, description="Shared and public boards, workflows and presets cross users (decision 21).")
 
+    events: SecretStr | None = Field(
+        default=None,
+        description="How events reach all processes: postgres, the address of a Redis (redis://... or rediss://..., a database number of "
+        "its own), or local for a single process. Default: postgres with DATABASE_URL, else local.",
+    )
     public_url: str = Field(
         default_factory=lambda known: f"http://localhost:{known.get('port', 9090)}",
         description="Where people reach this server; letters link to it. Default: http://localhost and the port.",
@@ -156,6 +158,13 @@ class Settings(BaseSettings):
     worker_min_free_mb: Annotated[int, Field(ge=0)] = Field(
         default=512, description="Free space on the disk below which a worker takes no items."
     )
+    # The fleet: see workers/.
+    scale_bounds: Words = Field(
+        default=("1-10",), description="Fewest and most workers that scaling advises, for every tier or as basic=1-20,dedicated=1-2."
+    )
+    model_cache_gb: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Most that a worker keeps of models that it fetched from the bucket. Without: as the disk has room."
+    )
 
     @field_validator("data_dir")
     @classmethod
@@ -177,6 +186,14 @@ class Settings(BaseSettings):
     def _http_only(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("https://", "http://")):
             raise ValueError("expected an address that starts with https:// or http://")
+        return value
+
+    @field_validator("events")
+    @classmethod
+    def _a_transport(cls, value: SecretStr | None) -> SecretStr | None:
+        transport = "local" if value is None else value.get_secret_value()
+        if transport not in ("local", "postgres") and not transport.startswith(("redis://", "rediss://")):
+            raise ValueError("expected local, postgres, or an address that starts with redis:// or rediss://")
         return value
 
     @field_validator("stripe_secret_key")
@@ -221,10 +238,17 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with https:// or http://")
         return value.rstrip("/")
 
-    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", "scale_bounds", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("scale_bounds")
+    @classmethod
+    def _bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_BOUNDS.fullmatch(word) for word in value):
+            raise ValueError("expected fewest-most like 1-10, or basic=1-10, high_performance=1-4, dedicated=1-2")
+        return value
 
     @field_validator("cors_origins")
     @classmethod
@@ -271,15 +295,20 @@ class Settings(BaseSettings):
             raise ValueError("DATABASE_APP_URL is set without DATABASE_URL: the migrations need a login of their own")
         return self
 
+    @property
+    def events_transport(self) -> str:
+        """local, postgres or the address of a Redis."""
+        if self.events is not None:
+            return self.events.get_secret_value()
+        return "local" if self.database_url is None else "postgres"
+
 
 def load_settings(**overrides: object) -> Settings:
     """Settings from the environment; a wrong one raises BadSettings that names the variable, without its value."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        problems = "; ".join(
-            f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False, include_url=False)
-        )
+        problems = "; ".join(f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False, include_url=False))
         raise BadSettings(problems) from None
 
 

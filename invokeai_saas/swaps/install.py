@@ -12,6 +12,7 @@ from typing import Any
 from invokeai_saas.accounts.model import Accounts
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
+from invokeai_saas.events.bus import EventBus
 from invokeai_saas.storage.files import Files
 
 # Latents of 32 channels (FLUX.2, taken apart) are an eighth of the picture, those of 48 (Wan 2.2) a sixteenth.
@@ -33,6 +34,8 @@ class Parts:
     sharing: bool
     # Plans gate and credits are held; without it everybody may everything.
     metering: bool = True
+    # How events reach other processes; None: they do not.
+    bus: EventBus | None = None
     # Items run in this process; without it other processes run them.
     worker: bool = True
 
@@ -86,7 +89,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     admission = admission_of(parts)
     return {
         "init_db": lambda **_: database,
-        "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop),
+        "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop, bus=parts.bus),
         "DiskImageFileStorage": lambda folder: StoredImageFiles(files, Path(folder)),
         "DiskVideoFileStorage": lambda folder: StoredVideoFiles(files),
         "ModelImageFileStorageDisk": lambda folder: StoredModelImages(files, Path(folder)),

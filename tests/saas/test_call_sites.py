@@ -134,6 +134,19 @@ SYSTEM_WORK = {
     "swaps/session_queue.py::resume_queue_item": "as enqueue_workflow_call_child",
     "swaps/session_queue.py::dequeue": "a worker serves every tenant",
     "swaps/model_images.py::_for_everybody": "models are one installation for all",
+    "workers/api.py::ask": "an admin drains or resumes a worker",
+    "workers/model_store.py::records": "models are one installation for all",
+    "workers/model_store.py::usable_keys": "models are one installation for all",
+    "workers/registry.py::_ask": "workers serve every tenant",
+    "workers/registry.py::beat": "workers serve every tenant",
+    "workers/registry.py::everybody": "workers serve every tenant",
+    "workers/registry.py::forget_dead": "workers serve every tenant",
+    "workers/registry.py::live": "workers serve every tenant",
+    "workers/registry.py::register": "workers serve every tenant",
+    "workers/registry.py::retire": "workers serve every tenant",
+    "workers/registry.py::seen_within": "workers serve every tenant",
+    "workers/scaling.py::last": "the fleet's size is everybody's queue",
+    "workers/scaling.py::look": "the fleet's size is everybody's queue",
 }
 
 

@@ -1,7 +1,7 @@
 """Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
 
-open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
-serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
 import os

@@ -66,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--no-worker", action="store_true", help="run no queue items here; `invokeai-saas worker` runs them elsewhere")
     start.set_defaults(func=_serve)
     for domain in (database, importing, accounts, billing, credits, operating, workers, fleet):
-    for domain in (database, importing, accounts, billing, credits, operating, fleet):
         domain.add_commands(commands)
     return parser
 

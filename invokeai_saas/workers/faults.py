@@ -16,6 +16,9 @@ _SPOILED_TYPES = ("AcceleratorError",)
 _DATABASE = ("Unavailable", "DatabaseUnavailable", "OperationalError", "AdminShutdown", "PoolTimeout")
 _TYPES = {
     "ModelUnavailable": "a model could not be had",
+    "ModelMissing": "a model is missing",
+    "ModelCorrupt": "a model's files are damaged",
+    "NoRoom": "the disk is full",
     "StorageUnavailable": "the storage does not answer",
     "StorageRefused": "the storage refuses this worker",
     "SafetensorError": "a model's files are damaged",

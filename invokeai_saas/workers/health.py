@@ -7,22 +7,21 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from invokeai_saas.errors import SaasError
-
-if TYPE_CHECKING:
-    from invokeai_saas.settings import Settings
+from invokeai_saas.settings import Settings
+from invokeai_saas.storage.opening import open_store
+from invokeai_saas.workers.model_store import models_folder
 
 _PROBE_BYTES = 1 << 20
 
 
-def what_is_wrong(settings: "Settings", folder: Path) -> str | None:
+def what_is_wrong(settings: Settings, folder: Path) -> str | None:
     """The first thing that keeps every item from working, in words; `folder` is the worker's own."""
     return _disk(settings, folder) or _models(settings) or _storage(settings)
 
 
-def _disk(settings: "Settings", folder: Path) -> str | None:
+def _disk(settings: Settings, folder: Path) -> str | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free_mb = shutil.disk_usage(folder).free >> 20
@@ -37,25 +36,18 @@ def _disk(settings: "Settings", folder: Path) -> str | None:
     return None
 
 
-def _models(settings: "Settings") -> str | None:
+def _models(settings: Settings) -> str | None:
     folder = models_folder(settings)
     try:
-        os.listdir(folder)
+        next(os.scandir(folder), None)
     except OSError as error:
         return f"expected the models' folder at {folder}, got: {error.strerror}"
     return None
 
 
-def _storage(settings: "Settings") -> str | None:
-    from invokeai_saas.storage.opening import open_store
-
+def _storage(settings: Settings) -> str | None:
     try:
         open_store(settings).check()
     except (SaasError, OSError) as error:
         return f"the storage does not work: {error}"
     return None
-
-
-def models_folder(settings: "Settings") -> Path:
-    """Where InvokeAI keeps models, unless its own configuration file says otherwise."""
-    return (settings.invokeai_root or settings.data_dir / "invokeai") / "models"

@@ -13,9 +13,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from invokeai_saas.accounts.model import Accounts
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.events.opening import open_bus
 from invokeai_saas.jobs.lease import Capability
+from invokeai_saas.storage.opening import open_files
+from invokeai_saas.swaps.install import Parts, admission_of
+from invokeai_saas.swaps.model_loading import UnchargedModelLoads
 from invokeai_saas.workers.handed import HandedProcessor, HandedQueue
+from invokeai_saas.workers.model_store import open_model_files
 from invokeai_saas.workers.pipe import Broken, Done, Message, Pipe, Quit, Ready, Run, Stop
 from invokeai_saas.workers.services import make_services
 from invokeai_saas.workers.shared_meter import SharedMeter, open_memory
@@ -45,17 +51,17 @@ class Runner:
         self._invoker = self._make_services(settings, wish)
 
     def _make_services(self, settings: "Settings", wish: RunnerWish) -> Any:
-        from invokeai_saas.accounts.model import Accounts
-        from invokeai_saas.storage.opening import open_files
-        from invokeai_saas.swaps.install import Parts, admission_of
-
+        files, self._bus = open_files(settings, self._database), open_bus(settings, self._database)
+        models = open_model_files(settings, self._database, files.store) if wish.models == "sync" else None
+        UnchargedModelLoads.model_files = models
         parts = Parts(
             database=self._database,
-            files=open_files(settings, self._database),
+            files=files,
             accounts=Accounts(self._database),
             zips=Path(wish.folder) / "zips",
             sharing=settings.sharing,
             metering=settings.metering,
+            bus=self._bus,
         )
 
         def processor(session_runner: Any) -> HandedProcessor:
@@ -64,6 +70,7 @@ class Runner:
                 answer=self._say,
                 new_meter=lambda item_id: SharedMeter(self._memory, item_id),
                 stop_seconds=settings.stop_seconds,
+                models=models,
             )
             return self._processor
 
@@ -85,6 +92,8 @@ class Runner:
             logger.error("the supervisor is gone: its runner ends")
             return
         self._invoker.stop()
+        if self._bus is not None:
+            self._bus.close()
         self._database.close()
 
     def _obey(self, message: Message) -> None:

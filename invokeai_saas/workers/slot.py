@@ -23,6 +23,7 @@ from invokeai_saas.settings import Settings
 from invokeai_saas.workers import endings, health, registry
 from invokeai_saas.workers.faults import InARow
 from invokeai_saas.workers.gpus import Gpu, load_of
+from invokeai_saas.workers.model_store import Where
 from invokeai_saas.workers.pipe import Done, Why
 from invokeai_saas.workers.registry import Instance, NameTaken, Status, TakenOver
 from invokeai_saas.workers.runner_process import RunnerGone, RunnerProcess
@@ -56,7 +57,9 @@ class Crew(Protocol):
     leaving: Event
     at_once: Event
     runners: int
-    models: str
+    models: Where
+    # What may be claimed for; None is everything.
+    model_keys: frozenset[str] | None
 
     def template(self) -> Template:
         """The process that runners are forked from."""
@@ -213,7 +216,7 @@ class Slot:
 
     def _claim(self) -> Attempt | None:
         instance = self.device.instance
-        can = Capability(instance.tiers, instance.memory_mb, instance.model_keys, self._incarnation)
+        can = Capability(instance.tiers, instance.memory_mb, self._crew.model_keys, self._incarnation)
         return lease.claim(
             self._crew.database,
             worker_id=instance.worker_id,
@@ -288,9 +291,9 @@ class Slot:
             endings.lose(self._crew.database, attempt, why=f"the worker's process: {how}", until=self._crew.leaving)
             self._failed_here(attempt.item_id, how)
         elif stopped == "overrun":
-            endings.fail_over_price(self._crew.database, attempt, reading)
+            endings.fail_over_price(self._crew.database, attempt, reading, until=self._crew.leaving)
         elif stopped == "hand back":
-            endings.hand_back(self._crew.database, attempt, gpu_seconds=reading.seconds)
+            endings.hand_back(self._crew.database, attempt, gpu_seconds=reading.seconds, until=self._crew.leaving)
 
     def _give_up(self, attempt: Attempt, done: Done) -> None:
         why = done.fault or "unknown"
@@ -329,6 +332,7 @@ class Slot:
                     utilization=None if load is None else load.utilization,
                     failures_in_a_row=self._faults.count,
                     reason=self._quarantine,
+                    model_keys=self._crew.model_keys,
                 )
         except TakenOver as error:
             logger.error("%s: %s", self.device.instance.name, error)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -23,11 +23,13 @@ from psycopg.conninfo import make_conninfo
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.migrate import refuse_stale
 from invokeai_saas.db.opening import MAY_BECOME, application_dsn, demand_connection, running_dsn
-from invokeai_saas.errors import BadSettings
+from invokeai_saas.errors import BadSettings, SaasError
 from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.settings import Settings
+from invokeai_saas.storage.opening import open_store
 from invokeai_saas.workers import registry
 from invokeai_saas.workers.gpus import Gpu, all_gpus
+from invokeai_saas.workers.model_store import Where, models_folder, usable_keys
 from invokeai_saas.workers.registry import TIERS, Instance
 from invokeai_saas.workers.slot import BEAT_SECONDS, Device, Slot, Wakeups
 from invokeai_saas.workers.template import Template, start_process
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 # A peer that vanished without a word is found out in half a minute; a firewall that forgot the connection says nothing at all.
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30000}
 OK, FAILED = 0, 1
+LOOK_FOR_MODELS_SECONDS = 60.0
 StartTemplate = Callable[[socket.socket], int | subprocess.Popen[bytes]]
 
 
@@ -46,7 +49,7 @@ class Options:
     tiers: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     name: str | None = None
-    models: str = "shared"
+    models: Where = "shared"
 
 
 class _Polling:
@@ -63,7 +66,8 @@ class Supervisor:
     def __init__(self, settings: Settings, options: Options, *, start_template: StartTemplate = start_process) -> None:
         self.settings, self._start_template = settings, start_template
         self.leaving, self.at_once = Event(), Event()
-        self.models, self.wakeups = options.models, self._wakeups()
+        self.model_keys: frozenset[str] | None = None
+        self.models, self.wakeups = demand_models(options.models, settings), self._wakeups()
         tiers, found = demand_tiers(options.tiers), demand_devices(options.devices)
         self.runners = len(found)
         owner = running_dsn(settings)
@@ -79,12 +83,14 @@ class Supervisor:
             statement_timeout_seconds=settings.statement_timeout_seconds,
             sharing=settings.sharing,
         )
+        self._store = open_store(settings)
         self._template: Template | None = None
         self._slots: list[Slot] = []
         self._leave_by = float("inf")
 
     def run(self) -> int:
         """Serve until a signal, or until no device is left; returns the exit code. In the main thread."""
+        self._look_for_models()
         self._slots = self._register()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.leave())
@@ -130,7 +136,8 @@ class Supervisor:
         slots: list[Slot] = []
         try:
             for device in self._devices:
-                slots.append(Slot(self, device, registry.register(self.database, device.instance)))
+                instance = replace(device.instance, model_keys=self.model_keys)
+                slots.append(Slot(self, device, registry.register(self.database, instance)))
         except BaseException:
             for slot in slots:
                 slot.withdraw()
@@ -141,9 +148,12 @@ class Supervisor:
         return slots
 
     def _beat(self, threads: Sequence[Thread]) -> None:
-        outage = False
+        outage, looked_at = False, -LOOK_FOR_MODELS_SECONDS
         while any(thread.is_alive() for thread in threads):
             try:
+                if time.monotonic() - looked_at >= LOOK_FOR_MODELS_SECONDS:
+                    self._look_for_models()
+                    looked_at = time.monotonic()
                 for slot in self._slots:
                     slot.beat()
                 outage = False
@@ -155,6 +165,13 @@ class Supervisor:
                     outage = True
             # A drain that an administrator asks for, and the end, are heard of within a beat.
             time.sleep(BEAT_SECONDS)
+
+    def _look_for_models(self) -> None:
+        """Models are installed and pushed while a worker runs."""
+        try:
+            self.model_keys = usable_keys(self.database, self._store, self.models, models_folder(self.settings))
+        except (SaasError, OSError) as error:
+            logger.warning("the models that this worker can run are those of before: %s", error)
 
     def _device(self, name: str, gpu: Gpu | None, tiers: tuple[str, ...], given: str | None) -> Device:
         host = f"{socket.gethostname()}:{os.getpid()}"
@@ -204,6 +221,16 @@ def demand_devices(given: Sequence[str]) -> list[tuple[str, Gpu | None]]:
     if len(set(given)) < len(given):
         raise BadSettings(f"--devices: expected each device once, got {', '.join(given)}")
     return [(device, gpus.get(device)) for device in given]
+
+
+def demand_models(where: Where, settings: Settings) -> Where:
+    """`where`, if it can be: raises BadSettings for a shared folder that is not mounted. One of this machine's own is made."""
+    folder = models_folder(settings)
+    if where != "shared":
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not folder.is_dir():
+        raise BadSettings(f"--models shared: expected the server's models' folder at {folder}, got none: mount it, or use --models sync")
+    return where
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

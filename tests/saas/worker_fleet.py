@@ -29,6 +29,7 @@ from invokeai_saas.credits.model import JobHold
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.jobs import lease
+from invokeai_saas.jobs.reaper import reap
 from invokeai_saas.storage.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +174,7 @@ class Server:
     def _loop(self) -> None:
         while not self._over.wait(self._every):
             try:
-                lease.reap(self._database, max_attempts=3)
+                reap(self._database)
                 if self._files is not None:
                     self._files.recover()
             except Exception as error:
@@ -200,9 +201,8 @@ def enqueue(database: PostgresDatabase, owner: str, script: str, *, credits: int
         assert found is not None
         item = int(found["item_id"])
         if credits:
-            line = {"times": 1}
-            hold = JobHold(credits, 0, "basic", {"action_type": "other", "model_used": "none", "lines": [line], "load_seconds": 0, **detail})
-            service.hold(cursor, user_id=owner, amounts={item: hold})
+            books = {"action_type": "other", "model_used": "none", "lines": [{"times": 1}], "load_seconds": 0, **detail}
+            service.hold(cursor, user_id=owner, amounts={item: JobHold(credits, 0, "basic", books)})
     return item
 
 

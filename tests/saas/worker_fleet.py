@@ -24,6 +24,8 @@ import psutil
 from psycopg.conninfo import conninfo_to_dict
 from saas.people import rows
 
+from invokeai_saas.accounts.model import Accounts
+from invokeai_saas.billing import by_hand
 from invokeai_saas.credits import service
 from invokeai_saas.credits.model import JobHold
 from invokeai_saas.db import tenancy
@@ -109,8 +111,20 @@ class Nursery:
         self._lock = threading.Lock()
         assert self._answer() == {"ready": True}
 
-    def worker(self, dsn: str, folder: Path, *, options: dict[str, Any] | None = None, **variables: Any) -> Worker:
-        """A worker of the CPU on this database, its files under `folder`; `variables` are settings without SAAS_."""
+    def worker(
+        self,
+        dsn: str,
+        folder: Path,
+        *,
+        options: dict[str, Any] | None = None,
+        statements: dict[str, str] | None = None,
+        clock: float = 0.0,
+        **variables: Any,
+    ) -> Worker:
+        """A worker of the CPU on this database, its files under `folder`; `variables` are settings without SAAS_.
+
+        `statements` replace those of jobs/lease.py; `clock` is how many seconds its clock is off.
+        """
         environment = {
             "DATABASE_URL": as_address(dsn),
             "SAAS_DATA_DIR": str(folder),
@@ -120,7 +134,13 @@ class Nursery:
         }
         (folder / "invokeai" / "models").mkdir(parents=True, exist_ok=True)
         log = self._folder / f"worker-{len(self._workers)}-{time.monotonic_ns()}.log"
-        wish = {"environment": environment, "options": {"devices": ["cpu"], **(options or {})}, "log": str(log)}
+        wish = {
+            "environment": environment,
+            "options": {"devices": ["cpu"], **(options or {})},
+            "log": str(log),
+            "statements": statements or {},
+            "clock": clock,
+        }
         made = Worker(self, self.ask({"start": wish})["pid"], log)
         self._workers.append(made)
         return made
@@ -189,6 +209,11 @@ def nursery(folder: Path) -> Iterator[Nursery]:
         yield made
     finally:
         made.close()
+
+
+def subscribe(accounts: Accounts, email: str, *, credits: int = 100_000) -> None:
+    """A plan that allows everything, with credits."""
+    by_hand.give(accounts, email=email, slug="enterprise", days=30, amount=credits, reason="tests of workers")
 
 
 def enqueue(database: PostgresDatabase, owner: str, script: str, *, credits: int = 0, tiers: list[str] | None = None, **detail: Any) -> int:

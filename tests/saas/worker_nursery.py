@@ -61,6 +61,7 @@ def _be_a_worker(wish: dict[str, Any]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         template.die_with_parent(nursery)
         os.environ.update(wish["environment"])
+        _distort(wish["statements"], wish["clock"])
         settings = load_settings()
         logs.configure(settings)
         options = Options(**{key: tuple(value) if isinstance(value, list) else value for key, value in wish["options"].items()})
@@ -73,6 +74,19 @@ def _be_a_worker(wish: dict[str, Any]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _distort(statements: dict[str, str], clock: float) -> None:
+    """What a test wants this worker to be wrong about."""
+    from invokeai_saas.jobs import lease
+
+    for name, statement in statements.items():
+        assert hasattr(lease, name)
+        setattr(lease, name, statement)
+    if clock:
+        right = time.time
+        time.time = lambda: right() + clock
+        time.time_ns = lambda: int((right() + clock) * 1e9)
 
 
 def _forked_template(settings: Any, there: socket.socket) -> int:

@@ -4,6 +4,7 @@ One JSON line per question on stdin, one per answer on stdout: {"start": ...} ->
 A worker is what `invokeai-saas worker` is, with the environment that the question names; only its template is a fork, too.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -59,6 +60,7 @@ def _be_a_worker(wish: dict[str, Any]) -> NoReturn:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.enable()
         template.die_with_parent(nursery)
         os.environ.update(wish["environment"])
         _distort(wish["statements"], wish["clock"])

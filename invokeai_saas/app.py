@@ -34,6 +34,7 @@ from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
 from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
+from invokeai_saas.wakeups.opening import sending_of
 
 BACKGROUND_LIMIT_SECONDS = 60.0
 
@@ -88,6 +89,7 @@ def open_server(settings: Settings) -> Server:
         sharing=settings.sharing,
         metering=settings.metering,
         bus=open_bus(settings, database),
+        wakeups=sending_of(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -100,6 +102,8 @@ def open_server(settings: Settings) -> Server:
 
     def close() -> None:
         operated.close()
+        if parts.wakeups is not None:
+            parts.wakeups.close()
         database.close()
 
     shutdown = Shutdown(grace_seconds=settings.shutdown_grace_seconds, stop_work=_stop_work, close=(close,))

@@ -36,6 +36,7 @@ from invokeai_saas.jobs.admission import Admission
 from invokeai_saas.jobs.lease import Attempt, LeaseLost
 from invokeai_saas.jobs.metering import Meter, metered
 from invokeai_saas.jobs.running import RanOverPrice, Run, checked
+from invokeai_saas.wakeups.port import Wakeups
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 3
@@ -75,9 +76,17 @@ class _Held:
 class PostgresSessionQueue(SqliteSessionQueue):
     """Upstream's queue on Postgres; `worker_id` names this process in job_attempts. Without `admission` nothing is gated or charged."""
 
-    def __init__(self, db: PostgresDatabase, *, worker_id: str | None = None, admission: Admission | None = None) -> None:
+    def __init__(
+        self,
+        db: PostgresDatabase,
+        *,
+        worker_id: str | None = None,
+        admission: Admission | None = None,
+        wakeups: Wakeups | None = None,
+    ) -> None:
+        """Without `wakeups` the workers of other processes find new items when they look."""
         super().__init__(db=cast(Any, db))
-        self._postgres, self._admission = db, admission
+        self._postgres, self._admission, self._wakeups = db, admission, wakeups
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
         self._held: dict[int, _Held] = {}
 
@@ -265,6 +274,7 @@ class PostgresSessionQueue(SqliteSessionQueue):
                 for owner in owners:
                     with _as_owner(owner):
                         self._admission.admit_again(cursor, owner, queue_rows.sessions_since(cursor, owner, before))
+            self._wake(cursor, since=before)
             return result
 
     def enqueue_workflow_call_child(self, parent_queue_item: SessionQueueItem, *args: Any, **kwargs: Any) -> SessionQueueItem:
@@ -273,7 +283,9 @@ class PostgresSessionQueue(SqliteSessionQueue):
             cursor.execute(queue_rows.LOCK_USER, (parent_queue_item.user_id,))
             if self._admission is not None:
                 self._admission.admit_child(cursor, parent_queue_item)
-            return super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
+            child = super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
+            self._wake(cursor, since=child.item_id - 1)
+            return child
 
     def enqueue(self, *, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """enqueue_batch() for who is in a thread of their own, and perhaps in a transaction."""
@@ -292,8 +304,14 @@ class PostgresSessionQueue(SqliteSessionQueue):
             result = EnqueueBatchResult(
                 queue_id=queue_id, requested=wanted, enqueued=len(rows), batch=batch, priority=0, item_ids=item_ids[::-1]
             )
+            self._wake(cursor, since=min(item_ids, default=0) - 1)
             self.events.emit_batch_enqueued(result, user_id=user_id)
         return result
+
+    def _wake(self, cursor: queue_rows.Cursor, *, since: int) -> None:
+        """Tell idle workers of the items that this transaction made after `since`."""
+        if self._wakeups is not None:
+            self._wakeups.send(queue_rows.wakeups(cursor, since))
 
     def _demand_room_to_retry(self, cursor: queue_rows.Cursor, queue_id: str, item_ids: list[int]) -> list[Any]:
         owners = cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall()

@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from celery import Celery
-from kombu import Connection
 from kombu import Queue as BrokerQueue
 
 from invokeai_saas.db.database import PostgresDatabase
@@ -122,7 +121,7 @@ class _Sender:
 
     def __init__(self, app: Celery, *, fifo: bool) -> None:
         self._app, self._fifo = app, fifo
-        self._connection: Connection | None = None
+        self._connection: Any = None
 
     def send(self, queue: str, item: Wakeup) -> None:
         """One token, where there is room. Raises whatever the client raises."""
@@ -213,5 +212,7 @@ def app_of(url: str) -> Celery:
     return app
 
 
-def _bound(connection: Connection, queue: str) -> BrokerQueue:
-    return BrokerQueue(queue)(connection.default_channel)
+def _bound(connection: Any, queue: str) -> Any:
+    # Kombu has no types.
+    make: Any = BrokerQueue
+    return make(queue)(connection.default_channel)

@@ -1,0 +1,103 @@
+"""Items enqueued with their wake-ups, and worker processes that wait for them, over every transport."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saas.rows import add_items
+
+from invokeai_saas.db import tenancy
+from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.wakeups.celery import CeleryWakeups
+from invokeai_saas.wakeups.local import NoWakeups
+from invokeai_saas.wakeups.port import Wakeup, Wakeups
+from invokeai_saas.wakeups.procrastinate import ProcrastinateWakeups
+
+ROOT = Path(__file__).resolve().parents[2]
+TRANSPORTS = ("procrastinate", "redis", "sqs")
+STARTED = """
+SELECT item_id, attempt_no, state, extract(epoch FROM started_at)::float AS started FROM job_attempts WHERE item_id = ANY(%s)
+ORDER BY item_id, attempt_no
+"""
+
+
+def wakeups_over(transport: str, database: PostgresDatabase) -> Wakeups:
+    """`procrastinate`, `none`, or a broker's address; not opened."""
+    if transport == "procrastinate":
+        return ProcrastinateWakeups(database)
+    return NoWakeups() if transport == "none" else CeleryWakeups(database, transport)
+
+
+def enqueue(
+    database: PostgresDatabase, wakeups: Wakeups | None, owner: str, count: int = 1, *, tiers: tuple[str, ...] | None = None
+) -> tuple[list[int], float]:
+    """Items and their wake-ups in one transaction; their ids, and when it had committed."""
+    with tenancy.as_system("a test enqueues"), database.postgres():
+        items = add_items(database, owner, count, priority=_batch())
+        if wakeups is not None:
+            wakeups.send([Wakeup(item, owner, tiers) for item in items])
+    return items, time.time()
+
+
+_batches = iter(range(1, 10**9))
+
+
+def _batch() -> int:
+    """Batches of the tests are told apart by their priority; a later one goes after an earlier one."""
+    return -next(_batches)
+
+
+def attempts_of(database: PostgresDatabase, items: list[int]) -> list[dict]:
+    """item_id, attempt_no, state and started (epoch seconds) of all tries."""
+    with tenancy.as_system("a test looks"), database.postgres() as cursor:
+        return cursor.execute(STARTED, (items,)).fetchall()
+
+
+class WakingWorker:
+    """waking_worker.py as a child process; it says `ready` when it has looked for the first time."""
+
+    def __init__(self, dsn: str, transport: str, *, lease_seconds: float, item_seconds: float, beats: bool) -> None:
+        script = str(Path(__file__).with_name("waking_worker.py"))
+        command = [sys.executable, script, dsn, transport, str(lease_seconds), str(item_seconds), "beats" if beats else "silent"]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def says(self, word: str) -> list[str]:
+        """Wait for a line that begins with `word`; its words."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.split()[0] == word:
+                return line.split()
+        raise AssertionError(f"expected {word!r}, got the end")
+
+    def end(self) -> None:
+        """At once."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def crew(
+    dsn: str, transport: str, count: int, *, lease_seconds: float = 60.0, item_seconds: float = 0.0, beats: bool = True
+) -> Iterator[list[WakingWorker]]:
+    """So many idle workers."""
+    workers = [WakingWorker(dsn, transport, lease_seconds=lease_seconds, item_seconds=item_seconds, beats=beats) for _ in range(count)]
+    try:
+        for worker in workers:
+            worker.says("ready")
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def until(holds: Callable[[], bool], *, seconds: float = 60.0, every: float = 0.1) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(every)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 from kombu import Queue as BrokerQueue
@@ -213,7 +213,7 @@ def app_of(url: str) -> Celery:
     else:
         options |= {"global_keyprefix": prefix, "socket_timeout": POLL_SECONDS + TIMEOUT_SECONDS}
         options |= {"socket_connect_timeout": TIMEOUT_SECONDS}
-    app = Celery("invokeai-saas", broker=urlunsplit(parts._replace(query="")), set_as_current=False, fixups=[])
+    app = Celery("invokeai-saas", broker=f"{parts.scheme}://{parts.netloc}{parts.path}", set_as_current=False, fixups=[])
     app.conf.update(
         broker_transport_options=options,
         broker_connection_timeout=TIMEOUT_SECONDS,

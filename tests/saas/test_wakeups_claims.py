@@ -104,7 +104,9 @@ def test_lost_wake_ups_cost_a_poll_and_doubled_ones_nothing(dsn, database, sende
         doubled = [enqueue(database, sender, "bob")[0][0] for _ in range(4)]
         for _ in range(5):
             enqueue_again(database, sender, doubled)
-        until(lambda: all(each["state"] == "finished" for each in attempts_of(database, doubled)) and len(attempts_of(database, doubled)) == 4)
+        until(
+            lambda: all(each["state"] == "finished" for each in attempts_of(database, doubled)) and len(attempts_of(database, doubled)) == 4
+        )
         time.sleep(0.5)
     delays = [attempts_of(database, items)[0]["started"] - committed for items, committed in lost]
 
@@ -160,9 +162,7 @@ def test_an_item_of_a_killed_worker_is_started_again_within_seconds(dsn, databas
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_healthy_long_item_is_started_once_however_often_leases_and_timeouts_pass(
-    dsn, database, sender, transport, transport_address
-):
+def test_a_healthy_long_item_is_started_once_however_often_leases_and_timeouts_pass(dsn, database, sender, transport, transport_address):
     # Half an hour at a lease of a minute: 30 leases. Here as many of 0.5 s, and brokers that forget after one second.
     with crew(dsn, f"{transport_address}", 2, lease_seconds=0.5, item_seconds=15.0) as workers, reaping(database):
         (item,), _ = enqueue(database, sender, "ann")

@@ -1,7 +1,7 @@
 """Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
 
-    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
-    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
 import os
@@ -35,6 +35,8 @@ from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
 from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
 from invokeai_saas.wakeups.opening import sending_of
+from invokeai_saas.workers.gauges import FleetGauges
+from invokeai_saas.workers.inside import InsideWorker
 
 BACKGROUND_LIMIT_SECONDS = 60.0
 
@@ -69,9 +71,7 @@ def serve(settings: Settings) -> int:
         server = open_server(settings)
         announce_first_admin(server)
         server.operated.start()
-        config = uvicorn.Config(
-            server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings)
-        )
+        config = uvicorn.Config(server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings))
         graceful = GracefulServer(config, server.shutdown, drain_seconds=settings.shutdown_drain_seconds)
         return serve_gracefully(graceful, server.shutdown, server.loop)
 
@@ -116,8 +116,10 @@ def open_server(settings: Settings) -> Server:
         draining=shutdown.draining,
     )
     books = BooksCheck(database, registry=operated.metrics.registry)
+    operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
-    loops = (*_relays(parts), background, billing, CreditEvents(database, _tell_here))
+    inside = InsideWorker(database, lambda: _services().session_processor)
+    loops = (*_relays(parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
@@ -198,13 +200,14 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
     from invokeai_saas.web.schema import describe_in_a_thread
+    from invokeai_saas.workers.api import gpu_router
 
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
     app.state.saas_files = parts.files
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
+    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -267,10 +270,10 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     from invokeai_saas.credits import upkeep as credits_upkeep
     from invokeai_saas.jobs.background import Background
     from invokeai_saas.web import idempotency
+    from invokeai_saas.workers.upkeep import add_jobs as add_fleet_jobs
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
-    background.add("reap", 5, lambda: _services().session_queue.reap())
     if parts.bus is not None:
         background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
@@ -285,7 +288,20 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     background.add("check the books", 600, books.run)
     background.add("low balances", 300, lambda: low_balance.tell(accounts))
     add_billing_jobs(background, billing.billing)
+    add_fleet_jobs(background, parts.database, settings)
     return background
+
+
+def _reaping(parts: Parts) -> Any:
+    """In a thread of its own: what a lost item waits for has nothing slow before it."""
+    from invokeai_saas.jobs.background import Background
+    from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
+    from invokeai_saas.swaps.session_queue import LEASE_SECONDS
+
+    reaping = Background(parts.database)
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=LEASE_SECONDS)
+    reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
+    return reaping
 
 
 def _services() -> Any:

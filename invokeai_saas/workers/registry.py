@@ -157,6 +157,11 @@ class Registered:
         """Whether it takes new items, or will once it has started or is done with the one it has."""
         return self.alive and self.wanted != "drain" and self.status in ("starting", "available", "busy")
 
+    @property
+    def shown_status(self) -> str:
+        """The worker's own word while it counts, else `dead`."""
+        return self.status if self.alive or self.status == "terminated" else "dead"
+
 
 def register(
     database: PostgresDatabase,
@@ -217,7 +222,8 @@ def beat(
 ) -> Wanted | None:
     """Say what the worker does and hear what an admin wants of it; raises TakenOver.
 
-    `name` is needed where several devices share the incarnation. 'drain': claim nothing more until it is None again. 'resume': leave the quarantine. `utilization` is 0.0 to 1.0.
+    'drain': claim nothing more until it is None again. 'resume': leave the quarantine. `utilization` is 0.0 to 1.0. `name` is needed where
+    several devices share the incarnation.
     """
     values = {
         "incarnation": incarnation,

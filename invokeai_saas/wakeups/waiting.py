@@ -99,6 +99,7 @@ class Waiter:
                 # Not the error's text: an address may hold a password.
                 logger.warning("the wake-ups' broker does not answer (%s); workers look every second meanwhile", type(error).__name__)
             self._away = True
+            lane.asked_at = None
             self._changed.wait_for(lambda: self._over(lane), RETRY_SECONDS)
 
     def _fresh(self) -> int:

@@ -49,7 +49,7 @@ def in_a_thread(wakeups, tiers, timeout: float) -> tuple[threading.Thread, list[
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_one_enqueue_wakes_one_worker_of_its_tier_and_none_of_another(opens, database, transport):
     sender, basic, dedicated = opens(), opens(), opens()
-    waiting = [in_a_thread(basic, ["basic"], 6.0), in_a_thread(basic, ["basic"], 6.0), in_a_thread(dedicated, ["dedicated"], 6.0)]
+    waiting = [in_a_thread(basic, ["basic"], 3.0), in_a_thread(basic, ["basic"], 3.0), in_a_thread(dedicated, ["dedicated"], 3.0)]
     time.sleep(0.5)
     enqueue(database_of(sender), sender, "ann", tiers=("basic", "high_performance"))
     for thread, _ in waiting:
@@ -194,7 +194,9 @@ def test_a_database_that_drops_the_listener_is_listened_to_again(opens, dsn, tra
     thread, answers = in_a_thread(worker, ["basic"], 10.0)
     time.sleep(0.2)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query LIKE '%fetch_job%'")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%fetch_job%' AND pid <> pg_backend_pid()"
+        )
     time.sleep(0.2)
     enqueue(database_of(sender), sender, "ann", tiers=("basic",))
     thread.join()

@@ -1,12 +1,9 @@
 """Items enqueued with their wake-ups, and worker processes that wait for them, over every transport."""
 
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from saas.rows import add_items
 
@@ -17,7 +14,8 @@ from invokeai_saas.wakeups.local import NoWakeups
 from invokeai_saas.wakeups.port import Wakeup, Wakeups
 from invokeai_saas.wakeups.procrastinate import ProcrastinateWakeups
 
-ROOT = Path(__file__).resolve().parents[2]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["saas.waking_worker"])
 TRANSPORTS = ("procrastinate", "redis", "sqs")
 STARTED = """
 SELECT item_id, attempt_no, state, extract(epoch FROM started_at)::float AS started FROM job_attempts WHERE item_id = ANY(%s)
@@ -58,26 +56,29 @@ def attempts_of(database: PostgresDatabase, items: list[int]) -> list[dict]:
 
 
 class WakingWorker:
-    """waking_worker.py as a child process; it says `ready` when it has looked for the first time."""
+    """waking_worker.py in a process forked from one that has imported everything; it says `ready` when a wake-up came through."""
 
     def __init__(self, dsn: str, transport: str, *, lease_seconds: float, item_seconds: float, beats: bool) -> None:
-        script = str(Path(__file__).with_name("waking_worker.py"))
-        command = [sys.executable, script, dsn, transport, str(lease_seconds), str(item_seconds), "beats" if beats else "silent"]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        from saas.waking_worker import serve
 
-    def says(self, word: str) -> list[str]:
+        self._said, says = FORKS.Pipe(duplex=False)
+        asked = (says, dsn, transport, lease_seconds, item_seconds, beats)
+        self.process = FORKS.Process(target=serve, args=asked, daemon=True)
+        self.process.start()
+        says.close()
+
+    def says(self, word: str, *, seconds: float = 60.0) -> list[str]:
         """Wait for a line that begins with `word`; its words."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.split()[0] == word:
-                return line.split()
-        raise AssertionError(f"expected {word!r}, got the end")
+        while self._said.poll(seconds):
+            words: list[str] = self._said.recv()
+            if words[0] == word:
+                return words
+        raise AssertionError(f"expected {word!r}, got silence")
 
     def end(self) -> None:
-        """At once."""
+        """At once, as kill -9 does."""
         self.process.kill()
-        self.process.communicate()
+        self.process.join()
 
 
 @contextmanager

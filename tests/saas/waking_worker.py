@@ -1,13 +1,13 @@
-"""A worker process without InvokeAI: claim, keep the lease, sleep for as long as the item takes, complete; idle: wait for a wake-up.
-
-argv: DSN, transport, seconds of the lease, seconds of an item, `beats` or `silent` (no heartbeats). It ends when it is killed.
-"""
+"""A worker process without InvokeAI: claim, keep the lease, sleep for as long as the item takes, complete; idle: wait for a wake-up."""
 
 import os
-import sys
 import time
+from multiprocessing.connection import Connection
 from threading import Event
 
+# What a process needs for any transport, before it is forked.
+import kombu.transport.redis  # noqa: F401
+import kombu.transport.SQS  # noqa: F401
 from saas.claiming_worker import complete
 from saas.waking import wakeups_over
 
@@ -21,29 +21,24 @@ from invokeai_saas.wakeups.port import Wakeup, Wakeups
 POLL_SECONDS = 1.0
 
 
-def say(*words: object) -> None:
-    print(*words, flush=True)
-
-
-def main() -> None:
-    """Serve."""
-    dsn, transport, lease_seconds, item_seconds, beats = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]), sys.argv[5]
+def serve(told: Connection, dsn: str, transport: str, lease_seconds: float, item_seconds: float, beats: bool) -> None:
+    """Until it is killed; says to `told` what it does."""
     database = PostgresDatabase(dsn, pool_size=2)
     wakeups = wakeups_over(transport, database)
     wakeups.open()
     warm_up(database, wakeups)
-    say("ready")
+    told.send(["ready"])
     while True:
         attempt = claim(database, worker_id="waking", lease_seconds=lease_seconds)
         if attempt is None:
             wakeups.wait(None, POLL_SECONDS)
             continue
-        say("claimed", attempt.item_id, attempt.attempt_no)
-        if beats == "beats":
+        told.send(["claimed", str(attempt.item_id)])
+        if beats:
             keep(database, attempt, lease_seconds=lease_seconds, item_seconds=item_seconds)
         else:
             time.sleep(item_seconds)
-        say(complete(database, attempt), attempt.item_id)
+        told.send([complete(database, attempt), str(attempt.item_id)])
 
 
 def warm_up(database: PostgresDatabase, wakeups: Wakeups) -> None:
@@ -61,7 +56,3 @@ def keep(database: PostgresDatabase, attempt: Attempt, *, lease_seconds: float, 
     stop, began = Event(), time.monotonic()
     with Holding(database, attempt, stop=stop, seconds=lambda: time.monotonic() - began, lease_seconds=lease_seconds):
         stop.wait(item_seconds)
-
-
-if __name__ == "__main__":
-    main()

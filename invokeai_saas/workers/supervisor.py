@@ -26,8 +26,8 @@ from invokeai_saas.db.opening import MAY_BECOME, application_dsn, demand_connect
 from invokeai_saas.errors import BadSettings, SaasError
 from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.settings import Settings
-from invokeai_saas.wakeups.opening import wakeups_of
 from invokeai_saas.storage.opening import open_store
+from invokeai_saas.wakeups.opening import wakeups_of
 from invokeai_saas.workers import registry
 from invokeai_saas.workers.gpus import Gpu, all_gpus
 from invokeai_saas.workers.model_store import Where, models_folder, usable_keys

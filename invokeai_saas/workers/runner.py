@@ -16,6 +16,7 @@ from uuid import UUID
 from invokeai_saas.accounts.model import Accounts
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.events.opening import open_bus
+from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.jobs.lease import Capability
 from invokeai_saas.storage.opening import open_files
 from invokeai_saas.swaps.install import Parts, admission_of
@@ -119,7 +120,7 @@ def run_items(settings: "Settings", end: socket.socket, memory: int, wish: Runne
         runner = Runner(settings, pipe, memory, wish)
     except Exception as error:
         logger.exception("the runner of %s cannot start", wish.device)
-        pipe.send(Broken(f"{type(error).__name__}: {error}"[:500]))
+        pipe.send(Broken(f"{type(error).__name__}: {error}"[:500], is_outage(error)))
         return
     runner.serve()
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -159,9 +158,10 @@ def test_a_commit_that_took_long_is_found_and_nothing_comes_twice(over_postgres)
 
 def test_the_rows_number_alone_would_lose_the_late_commit(over_postgres, monkeypatch):
     """What READ compares is what finds it: by numbers it would be passed over."""
-    by_number = postgres.READ.replace("event.xact >= pg_snapshot_xmin(%(since)s::pg_snapshot) AND NOT pg_visible_in_snapshot(event.xact, %(since)s::pg_snapshot)",
-        "event.id > (SELECT COALESCE(max(id), 0) FROM bus_events WHERE pg_visible_in_snapshot(xact, %(since)s::pg_snapshot))")  # fmt: skip
-    assert by_number != postgres.READ
+    head, condition, rest = postgres.READ.partition("event.xact >= pg_snapshot_xmin(%(since)s::pg_snapshot)")
+    seen = "SELECT COALESCE(max(id), 0) FROM bus_events WHERE pg_visible_in_snapshot(xact, %(since)s::pg_snapshot)"
+    by_number = f"{head}event.id > ({seen}){rest}"
+    assert condition
     monkeypatch.setattr(postgres, "READ", by_number)
     listener, slow, quick = over_postgres().listen(), over_postgres(), over_postgres()
     with tenancy.as_user("ann"), slow.database.postgres() as cursor:
@@ -202,7 +202,8 @@ def test_a_listener_whose_connections_are_cut_hears_what_was_said_meanwhile(over
     speaker.publish("before")
     wait_until(lambda: len(listener.heard) == 1, seconds=10)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()")
+        listeners = "query LIKE 'LISTEN%' AND datname = current_database()"
+        connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {listeners}".encode())
     for number in range(5):
         speaker.publish(str(number))
 

@@ -133,7 +133,8 @@ def test_a_preview_that_is_too_large_goes_without_its_picture():
 
 def test_numbers_of_a_sender_that_were_here_are_not_new():
     received = Received()
+    new = [received.is_new(Message(name="m", payload="", sender="a", number=number)) for number in (1, 2, 2, 1, 5)]
 
-    assert [received.is_new(Message(name="m", payload="", sender="a", number=n)) for n in (1, 2, 2, 1, 5)] == [True, True, False, False, True]
+    assert new == [True, True, False, False, True]
     assert received.is_new(Message(name="m", payload="", sender="b", number=1))
     assert received.is_new(said("in a transaction")) and received.is_new(said("in a transaction"))

@@ -1,12 +1,10 @@
 """Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
 
-    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
-    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
-import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -35,9 +33,11 @@ from invokeai_saas.operating.shutdown import serve as serve_gracefully
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
+from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
+from invokeai_saas.workers.gauges import FleetGauges
+from invokeai_saas.workers.inside import InsideWorker
 
 BACKGROUND_LIMIT_SECONDS = 60.0
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ def serve(settings: Settings) -> int:
         server = open_server(settings)
         announce_first_admin(server)
         server.operated.start()
-        config = uvicorn.Config(
-            server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings)
-        )
+        config = uvicorn.Config(server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings))
         graceful = GracefulServer(config, server.shutdown, drain_seconds=settings.shutdown_drain_seconds)
         return serve_gracefully(graceful, server.shutdown, server.loop)
 
@@ -114,8 +112,10 @@ def open_server(settings: Settings) -> Server:
         draining=shutdown.draining,
     )
     books = BooksCheck(database, registry=operated.metrics.registry)
+    operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
-    loops = (*_relays(parts), background, billing, CreditEvents(database, _tell_here))
+    inside = InsideWorker(database, lambda: _services().session_processor)
+    loops = (*_relays(parts), background, billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
@@ -141,30 +141,6 @@ def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
     more: dict[str, Any] = {"verified": begin_trial} if settings.metering else {}
     accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,), **more)
     return accounts
-
-
-def configure_invokeai(settings: Settings) -> None:
-    """What a server for many must have, whatever invokeai.yaml says."""
-    from invokeai_video_nodes.headless import install_patches
-
-    root = settings.invokeai_root or settings.data_dir / "invokeai"
-    root.mkdir(parents=True, exist_ok=True)
-    os.environ["INVOKEAI_ROOT"] = str(root.resolve())
-    install_patches()
-    logs.adopt_upstream()
-    from invokeai.app.services.config.config_default import get_config
-    from invokeai.app.util.torch_cuda_allocator import configure_torch_cuda_allocator
-
-    config = get_config()
-    if config.pytorch_cuda_alloc_conf and "torch" not in sys.modules:
-        configure_torch_cuda_allocator(config.pytorch_cuda_alloc_conf, logger)
-    config.host, config.port = settings.host, settings.port
-    config.multiuser = True
-    config.strict_password_checking = True
-    # Files are found by their rows; folders by date would only be another thing to move.
-    config.image_subfolder_strategy = "flat"
-    # InvokeAI's own picture services would have made it.
-    config.models_path.mkdir(parents=True, exist_ok=True)
 
 
 def announce_first_admin(server: Server) -> None:
@@ -200,20 +176,13 @@ def _edit_routers() -> None:
 
 def _invokeais_application() -> tuple[Any, Any]:
     """InvokeAI's app, loop and nodes, as its own run_app() makes them; and without the nodes that are off."""
-    from invokeai.app.services.config.config_default import get_config
     from invokeai.app.util.startup_utils import apply_monkeypatches, register_mime_types
-    from invokeai.backend.util.logging import InvokeAILogger
 
     apply_monkeypatches()
     register_mime_types()
     from invokeai.app.api_app import app, loop
-    from invokeai.app.invocations.load_custom_nodes import load_custom_nodes
 
-    from invokeai_saas.closed.nodes import close_nodes
-
-    config = get_config()
-    load_custom_nodes(custom_nodes_path=config.custom_nodes_path, logger=InvokeAILogger.get_logger(config=config))
-    close_nodes()
+    load_nodes()
     return app, loop
 
 
@@ -227,13 +196,14 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
     from invokeai_saas.web.schema import describe_in_a_thread
+    from invokeai_saas.workers.api import gpu_router
 
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
     app.state.saas_files = parts.files
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
+    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -296,6 +266,7 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     from invokeai_saas.credits import upkeep as credits_upkeep
     from invokeai_saas.jobs.background import Background
     from invokeai_saas.web import idempotency
+    from invokeai_saas.workers.upkeep import add_jobs as add_fleet_jobs
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
@@ -314,6 +285,7 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     background.add("check the books", 600, books.run)
     background.add("low balances", 300, lambda: low_balance.tell(accounts))
     add_billing_jobs(background, billing.billing)
+    add_fleet_jobs(background, parts.database, settings)
     return background
 
 

@@ -57,12 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     from invokeai_saas.db import commands as database
     from invokeai_saas.importing import commands as importing
     from invokeai_saas.operating import commands as operating
+    from invokeai_saas.workers import fleet_commands as fleet
 
     parser = argparse.ArgumentParser(prog="invokeai-saas", description="InvokeAI with video models, for many users.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     start = commands.add_parser("serve", help="start the server", description="Start the server; settings come from the environment.")
     start.set_defaults(func=_serve)
-    for domain in (database, importing, accounts, billing, credits, operating):
+    for domain in (database, importing, accounts, billing, credits, operating, fleet):
         domain.add_commands(commands)
     return parser
 

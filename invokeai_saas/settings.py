@@ -14,6 +14,7 @@ from invokeai_saas.storage.signing import MIN_SECRET_BYTES
 
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
+_BOUNDS = re.compile(r"((basic|high_performance|dedicated)=)?\d{1,5}-\d{1,5}")
 MIN_METRICS_TOKEN = 16
 # Lists are written a,b,c.
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -141,6 +142,14 @@ class Settings(BaseSettings):
         default=30, description="Longest wait for requests and the worker at the end."
     )
 
+    # The fleet: see workers/.
+    scale_bounds: Words = Field(
+        default=("1-10",), description="Fewest and most workers that scaling advises, for every tier or as basic=1-20,dedicated=1-2."
+    )
+    model_cache_gb: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Most that a worker keeps of models that it fetched from the bucket. Without: as the disk has room."
+    )
+
     @field_validator("data_dir")
     @classmethod
     def _a_folder(cls, value: Path) -> Path:
@@ -213,10 +222,17 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with https:// or http://")
         return value.rstrip("/")
 
-    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", "scale_bounds", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("scale_bounds")
+    @classmethod
+    def _bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_BOUNDS.fullmatch(word) for word in value):
+            raise ValueError("expected fewest-most like 1-10, or basic=1-10, high_performance=1-4, dedicated=1-2")
+        return value
 
     @field_validator("cors_origins")
     @classmethod

@@ -301,5 +301,5 @@ def _as_application(dsn: str, statement_timeout_seconds: float) -> str:
     """The DSN with the application role from the first moment: a statement outside of any transaction of ours sees nothing."""
     given = str(conninfo_to_dict(dsn).get("options") or "")
     milliseconds = int(statement_timeout_seconds * 1000)
-    options = f"{given} -c role={tenancy.APP_ROLE} -c statement_timeout={milliseconds} -c search_path=public".strip()
+    options = f"{given} -c role={tenancy.APP_ROLE} -c statement_timeout={milliseconds} -c search_path=public,procrastinate".strip()
     return make_conninfo(dsn, options=options)

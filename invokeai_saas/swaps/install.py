@@ -36,26 +36,32 @@ class Parts:
     metering: bool = True
     # How events reach other processes; None: they do not.
     bus: EventBus | None = None
+    # Items run in this process; without it other processes run them.
+    worker: bool = True
 
 
 def install_services(parts: Parts) -> None:
-    """Replace the factories of InvokeAI's services and its sockets."""
-    import invokeai.app.api.dependencies as dependencies
+    """Replace the factories of a server's services and its sockets."""
     import invokeai.app.api.sockets as sockets
 
     from invokeai_saas.swaps.sockets import TenantSockets
 
     TenantSockets.accounts, TenantSockets.sharing = parts.accounts, parts.sharing
+    _replace(sockets, {"SocketIO": TenantSockets})
+    replace_services(parts)
+
+
+def replace_services(parts: Parts, **others: Callable[..., Any]) -> None:
+    """Replace the factories of InvokeAI's services; `others` are a worker's own, by the names that InvokeAI calls."""
+    import invokeai.app.api.dependencies as dependencies
     from invokeai.app.services.model_manager import model_manager_default
 
     from invokeai_saas.swaps.model_loading import UnchargedModelCache, UnchargedModelInstalls, UnchargedModelLoads
 
-    _replace(dependencies, _factories(parts))
-    _replace(
-        model_manager_default,
-        {"ModelLoadService": UnchargedModelLoads, "ModelCache": UnchargedModelCache, "ModelInstallService": UnchargedModelInstalls},
-    )
-    _replace(sockets, {"SocketIO": TenantSockets})
+    models = {"ModelLoadService": UnchargedModelLoads, "ModelCache": UnchargedModelCache, "ModelInstallService": UnchargedModelInstalls}
+    of_models = {name: others.pop(name) for name in models if name in others}
+    _replace(dependencies, {**_factories(parts), **others})
+    _replace(model_manager_default, {**models, **of_models})
 
 
 def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
@@ -64,7 +70,6 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
 
     from invokeai_saas.closed.nodes import demand_open_node
     from invokeai_saas.jobs import running
-    from invokeai_saas.jobs.admission import Admission
     from invokeai_saas.swaps.batched_boards import BatchedImages, BatchedVideos
     from invokeai_saas.swaps.bulk_download import TenantBulkDownloads
     from invokeai_saas.swaps.events import CommittedEvents
@@ -72,7 +77,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.image_moves import NoImageMoves
     from invokeai_saas.swaps.invocation_cache import TenantInvocationCache
     from invokeai_saas.swaps.model_images import StoredModelImages
-    from invokeai_saas.swaps.session_processor import LeasedSessionProcessor
+    from invokeai_saas.swaps.session_processor import IdleSessionProcessor, LeasedSessionProcessor
     from invokeai_saas.swaps.session_queue import PostgresSessionQueue
     from invokeai_saas.swaps.shared_records import SharedModelRecords, SharedModelRelationships, Users
     from invokeai_saas.swaps.style_preset_images import StoredStylePresetImages
@@ -81,7 +86,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.workflow_thumbnails import StoredWorkflowThumbnails
 
     database, files = parts.database, parts.files
-    admission = Admission(database, workflow_of, latents_size) if parts.metering else None
+    admission = admission_of(parts)
     return {
         "init_db": lambda **_: database,
         "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop, bus=parts.bus),
@@ -102,12 +107,19 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
             on_after_run_node_callbacks=[running.after_node],
             on_node_error_callbacks=[running.node_failed],
         ),
-        "DefaultSessionProcessor": LeasedSessionProcessor,
+        "DefaultSessionProcessor": LeasedSessionProcessor if parts.worker else IdleSessionProcessor,
         "SqliteSessionQueue": lambda db: PostgresSessionQueue(database, admission=admission),
         "ModelRecordServiceSQL": SharedModelRecords,
         "SqliteModelRelationshipRecordStorage": SharedModelRelationships,
         "UserService": Users,
     }
+
+
+def admission_of(parts: Parts) -> Any:
+    """Who may enqueue what, and what a running item may do; None where nothing is metered."""
+    from invokeai_saas.jobs.admission import Admission
+
+    return Admission(parts.database, workflow_of, latents_size) if parts.metering else None
 
 
 def workflow_of(workflow_id: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ MOST = 64
 
 @dataclass(frozen=True, slots=True)
 class Wakeup:
-    """An item that was just enqueued; `tiers` may run it, None: all of them."""
+    """An item that was just enqueued; `tiers` may run it. None, and none: who serves all of them may as well."""
 
     item_id: int
     user_id: str
@@ -46,8 +46,8 @@ class Wakeups(Protocol):
 
 
 def queues_of(tiers: Iterable[str] | None) -> tuple[str, ...]:
-    """The queues of some tiers, of all with None; a tier that nobody named gets one after its name."""
-    return tuple(QUEUES.values()) if tiers is None else tuple(QUEUES.get(tier, f"invokeai-gpu-{tier}") for tier in tiers)
+    """The queues of some tiers, of all where none is named; an unknown tier gets one after its name."""
+    return tuple(QUEUES.get(tier, f"invokeai-gpu-{tier}") for tier in tiers or ()) or tuple(QUEUES.values())
 
 
 def by_queue(items: Iterable[Wakeup]) -> dict[str, list[Wakeup]]:

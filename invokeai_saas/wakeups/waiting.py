@@ -3,19 +3,22 @@
     wait() ──wants──► lane (a thread): take a token from the broker, for a second at most ──gives──► wait() returns True
                         └─ the broker is away: said once, tried again every second; wait() times out as ever
 
-A broker's client may hang for as long as its network does; only its lane hangs with it, and is replaced.
+A broker's client may hang for as long as its network does; only its lane hangs with it, and is replaced. A worker that is busy for long
+holds no connection.
 """
 
 import logging
 import time
 from collections.abc import Callable
 from threading import Condition, Thread
-from typing import Protocol
+from typing import Literal, Protocol
 
 # A lane asks for so long at once, and looks then whether anybody still waits.
 SLICE_SECONDS = 1.0
 # A worker looks at the queue between two waits. A token that comes in just then is kept for it so long, and then dropped.
 KEEP_SECONDS = 1.0
+# Nobody waited for so long: the connection is given up. Postgres would store up notifications for it.
+REST_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 # What no broker's client takes for one question, unless its connection is gone without a word.
 HUNG_SECONDS = 20.0
@@ -40,7 +43,9 @@ class Waiter:
         self._changed = Condition()
         self._waiting, self._tokens, self._token_at, self._closing, self._away = 0, 0, 0.0, False, False
         self._connects, self._hung_seconds = connects, hung_seconds
-        self._lanes = [_Lane(self, connect) for connect in connects]
+        with self._changed:
+            # A lane that begins asks whether it is one of these.
+            self._lanes = [_Lane(self, connect) for connect in connects]
 
     def wait(self, timeout_seconds: float) -> bool:
         """One token, or False after so long."""
@@ -49,8 +54,8 @@ class Waiter:
             self._waiting += 1
             self._changed.notify_all()
             try:
-                self._changed.wait_for(lambda: self._closing or self._has_token(), timeout_seconds)
-                if self._closing or not self._has_token():
+                self._changed.wait_for(lambda: self._closing or self._fresh() > 0, timeout_seconds)
+                if self._closing or not self._fresh():
                     return False
                 self._tokens -= 1
                 return True
@@ -65,20 +70,20 @@ class Waiter:
         for lane in self._lanes:
             lane.thread.join(CLOSE_SECONDS)
 
-    def wanted(self, lane: "_Lane") -> bool:
-        """Block until somebody waits for a token; False: the lane is over."""
+    def wanted(self, lane: "_Lane") -> Literal["take", "rest", "over"]:
+        """Block until somebody waits for a token, or nobody did for long, or the lane is over."""
         with self._changed:
             lane.asked_at = None
-            self._changed.wait_for(lambda: self._over(lane) or self._waiting > self._tokens)
+            some = self._changed.wait_for(lambda: self._over(lane) or self._waiting > self._fresh(), REST_SECONDS)
+            if self._over(lane):
+                return "over"
             lane.asked_at = time.monotonic()
-            return not self._over(lane)
+            return "take" if some else "rest"
 
     def give(self) -> None:
         """A token came in."""
         with self._changed:
-            if not self._has_token():
-                self._tokens = 0
-            self._tokens, self._token_at = self._tokens + 1, time.monotonic()
+            self._tokens, self._token_at = self._fresh() + 1, time.monotonic()
             self._changed.notify_all()
 
     def answers(self) -> None:
@@ -96,8 +101,8 @@ class Waiter:
             self._away = True
             self._changed.wait_for(lambda: self._over(lane), RETRY_SECONDS)
 
-    def _has_token(self) -> bool:
-        return self._tokens > 0 and time.monotonic() - self._token_at <= KEEP_SECONDS
+    def _fresh(self) -> int:
+        return self._tokens if time.monotonic() - self._token_at <= KEEP_SECONDS else 0
 
     def _over(self, lane: "_Lane") -> bool:
         return self._closing or lane not in self._lanes
@@ -122,7 +127,10 @@ class _Lane:
 
     def _run(self) -> None:
         source: Source | None = None
-        while self._waiter.wanted(self):
+        while (wanted := self._waiter.wanted(self)) != "over":
+            if wanted == "rest":
+                source = _closed(source)
+                continue
             try:
                 source = source or self._connect()
                 if source.take(SLICE_SECONDS):
@@ -135,6 +143,7 @@ class _Lane:
 
 
 def _closed(source: Source | None) -> None:
+    """Closes; None, for the name that held it."""
     try:
         if source is not None:
             source.close()

@@ -20,7 +20,7 @@ CLAIMS = int(os.environ.get("SAAS_SOAK_ITEMS", "50"))
 # Index pages from the root down, of each waiting user one head; the rest is the claimed item's own rows.
 PAGES_PER_CLAIM, PAGES_PER_USER = 150, 12
 SEARCHED_INDEXES = "SELECT indexname FROM pg_indexes WHERE tablename = 'session_queue' AND (indexdef ~ 'user_id' OR indexdef ~ 'status')"
-COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], "warm": [], "lookahead": 0, **lease.EVERYTHING.values}
+COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], **lease.looks(), **lease.EVERYTHING.values}
 
 
 def claim_one(database):

@@ -1,7 +1,7 @@
 """Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
 
-open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
-serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
 import os
@@ -52,8 +52,8 @@ class Server:
     loop: Any
 
 
-def serve(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+def serve(settings: Settings, *, worker: bool = True) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Without `worker` it runs no queue items."""
     collector.pause()
     import uvicorn
 
@@ -67,7 +67,7 @@ def serve(settings: Settings) -> int:
             stack.enter_context(sole_server(settings.data_dir))
             stack.callback(stop_embedded, settings.data_dir)
             stack.enter_context(keep_alive(settings.data_dir))
-        server = open_server(settings)
+        server = open_server(settings, worker=worker)
         announce_first_admin(server)
         server.operated.start()
         config = uvicorn.Config(server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings))
@@ -75,7 +75,7 @@ def serve(settings: Settings) -> int:
         return serve_gracefully(graceful, server.shutdown, server.loop)
 
 
-def open_server(settings: Settings) -> Server:
+def open_server(settings: Settings, *, worker: bool = True) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
     accounts = _accounts(settings, database)
@@ -87,6 +87,7 @@ def open_server(settings: Settings) -> Server:
         zips=settings.data_dir / "zips",
         sharing=settings.sharing,
         metering=settings.metering,
+        worker=worker,
         bus=open_bus(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
@@ -115,7 +116,7 @@ def open_server(settings: Settings) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (*_relays(parts), background, billing, CreditEvents(database, _tell_here), inside)
+    loops = (*_relays(parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
@@ -270,7 +271,6 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
-    background.add("reap", 5, lambda: _services().session_queue.reap())
     if parts.bus is not None:
         background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
@@ -287,6 +287,18 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     add_billing_jobs(background, billing.billing)
     add_fleet_jobs(background, parts.database, settings)
     return background
+
+
+def _reaping(parts: Parts) -> Any:
+    """In a thread of its own: what a lost item waits for has nothing slow before it."""
+    from invokeai_saas.jobs.background import Background
+    from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
+    from invokeai_saas.swaps.session_queue import LEASE_SECONDS
+
+    reaping = Background(parts.database)
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=LEASE_SECONDS)
+    reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
+    return reaping
 
 
 def _services() -> Any:

@@ -260,7 +260,7 @@ class PostgresSessionQueue(HeldItems):
             admitted = None if self._admission is None else self._admission.admit(cursor, user_id, batch)
             self._demand_room(cursor, queue_id, user_id, wanted)
             rows = prepare_values_to_insert(queue_id, batch, priority=0, max_new_queue_items=wanted, user_id=user_id)
-            item_ids = queue_rows.insert(cursor, rows)
+            item_ids = queue_rows.insert(cursor, rows, () if admitted is None else admitted.routes)
             if admitted is not None:
                 admitted.hold(cursor, item_ids)
             result = EnqueueBatchResult(

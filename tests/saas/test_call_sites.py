@@ -108,6 +108,7 @@ SYSTEM_WORK = {
     "credits/low_balance.py::tell": "balances of all users run low",
     "swaps/held_items.py::end_overrun": "a worker stops the item that it holds",
     "web/idempotency.py::forget_old": "keys of all users grow old",
+    "jobs/waiting.py::_read": "how many wait before somebody, of all users",
     "jobs/lease.py::claim": "a worker serves every tenant",
     "jobs/lease.py::heartbeat": "a worker serves every tenant",
     "jobs/lease.py::fenced": "a worker serves every tenant",

@@ -24,6 +24,7 @@ from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
 from invokeai_saas.events.opening import open_bus
+from invokeai_saas.jobs.waiting import PositionEvents, Waiting
 from invokeai_saas.operating import collector, logs
 from invokeai_saas.operating.health import Pulse
 from invokeai_saas.operating.install import Operated, install, uvicorn_options
@@ -120,20 +121,21 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (*_relays(parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
+    loops = (*_listening(app, parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
 
-def _relays(parts: Parts) -> Sequence[Any]:
-    """What all processes publish, to this one's sockets."""
-    if parts.bus is None:
-        return ()
+def _listening(app: Any, parts: Parts) -> Sequence[Any]:
+    """What this process' sockets hear beside what happens in it: everything that other processes publish, and places in the queue."""
     from invokeai.app.api_app import socket_io
 
     from invokeai_saas.events.relay import Relay
 
-    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here),)
+    positions = PositionEvents(app.state.saas_waiting, socket_io.users_here, _tell_here)
+    if parts.bus is None:
+        return (positions,)
+    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here), positions)
 
 
 def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
@@ -196,7 +198,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.admin.api import dashboards_router
     from invokeai_saas.billing import api as billing_api
     from invokeai_saas.credits import api as credits_api
-    from invokeai_saas.jobs.api import queue_router
+    from invokeai_saas.jobs.api import jobs_router, queue_router
     from invokeai_saas.plans import api as plans_api
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
@@ -204,10 +206,10 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.workers.api import gpu_router
 
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
-    app.state.saas_files = parts.files
+    app.state.saas_files, app.state.saas_waiting = parts.files, Waiting(parts.database)
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
-    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
+    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, jobs_router, files_router)
     for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)

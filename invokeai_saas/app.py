@@ -115,7 +115,7 @@ def open_server(settings: Settings) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (*_relays(parts), background, billing, CreditEvents(database, _tell_here), inside)
+    loops = (*_relays(parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
@@ -270,7 +270,6 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
-    background.add("reap", 5, lambda: _services().session_queue.reap())
     if parts.bus is not None:
         background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
@@ -287,6 +286,18 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     add_billing_jobs(background, billing.billing)
     add_fleet_jobs(background, parts.database, settings)
     return background
+
+
+def _reaping(parts: Parts) -> Any:
+    """In a thread of its own: what a lost item waits for has nothing slow before it."""
+    from invokeai_saas.jobs.background import Background
+    from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
+    from invokeai_saas.swaps.session_queue import LEASE_SECONDS
+
+    reaping = Background(parts.database)
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=LEASE_SECONDS)
+    reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
+    return reaping
 
 
 def _services() -> Any:

@@ -1,7 +1,7 @@
-"""Claim, heartbeat, fence, finish, reap: an item has at most one running attempt, and only that attempt's writes count.
+"""Claim, heartbeat, fence, finish: an item has at most one running attempt, and only that attempt's writes count.
 
-A worker that was stopped past its lease and wakes up finds zero rows in every fenced write, and discards. All of it is system work:
-workers serve every tenant; the item itself then runs in its owner's context.
+A worker that was stopped past its lease and wakes up finds zero rows in every fenced write, and discards. Who lost an item, or gives
+it back, is lost.py's. All of it is system work: workers serve every tenant; the item itself then runs in its owner's context.
 """
 
 from collections.abc import Iterable, Iterator
@@ -126,43 +126,19 @@ WHERE item_id = %(item_id)s AND attempt_no = %(attempt_no)s AND state = 'running
 REVOKE = """
 UPDATE job_attempts SET state = 'revoked', ended_at = clock_timestamp() WHERE item_id = %(item_id)s AND state = 'running'
 """
-# A worker that stops gives its item back: nobody's failure, and not one of the item's attempts that count as lost.
-LET_GO = """
-UPDATE job_attempts SET state = 'revoked', ended_at = clock_timestamp(), gpu_seconds = GREATEST(gpu_seconds, %(gpu_seconds)s)
-WHERE item_id = %(item_id)s AND attempt_no = %(attempt_no)s AND state = 'running'
-"""
 # What the one who works asks every few seconds: is it still mine, and does anybody still want it?
 STILL_WANTED = """
 SELECT 1 FROM session_queue AS item JOIN job_attempts AS attempt USING (item_id)
 WHERE item_id = %(item_id)s AND item.status = 'in_progress' AND attempt.attempt_no = %(attempt_no)s AND attempt.state = 'running'
 """
+# Who lost an attempt, or whose chain started over, has no more to say to anything that it touched.
+COUNTS = """
+SELECT 1 FROM job_attempts WHERE item_id = %(item_id)s AND attempt_no = %(attempt_no)s AND state IN ('running', 'finished') FOR SHARE
+"""
 # The last thing before the commit: after any lock on the item, as the lock order wants it.
 WROTE = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL AS wrote"
 COMMIT_FENCE = """
 SELECT 1 FROM job_attempts WHERE item_id = %(item_id)s AND attempt_no = %(attempt_no)s AND state = 'running' FOR SHARE
-"""
-# An item whose worker is gone goes back, and fails when that happened `max_attempts` times; one that was canceled meanwhile stays as it is.
-# Item before attempt, as transitions lock them.
-REAP = """
-WITH expired AS (
-    SELECT attempt.item_id, attempt.attempt_no
-    FROM session_queue AS item JOIN job_attempts AS attempt USING (item_id)
-    WHERE attempt.state = 'running' AND attempt.lease_until < clock_timestamp()
-    ORDER BY attempt.item_id
-    FOR UPDATE OF item, attempt SKIP LOCKED
-), lost AS (
-    UPDATE job_attempts AS attempt SET state = 'lost', ended_at = clock_timestamp()
-    FROM expired WHERE attempt.item_id = expired.item_id AND attempt.attempt_no = expired.attempt_no
-    RETURNING attempt.item_id, 1 + (SELECT count(*) FROM job_attempts AS earlier
-        WHERE earlier.item_id = attempt.item_id AND earlier.state = 'lost') AS times
-)
-UPDATE session_queue AS item
-SET status = CASE WHEN lost.times < %(max_attempts)s THEN 'pending' ELSE 'failed' END,
-    status_sequence = COALESCE(status_sequence, 0) + 1,
-    error_type = CASE WHEN lost.times < %(max_attempts)s THEN NULL ELSE 'WorkerLost' END,
-    error_message = CASE WHEN lost.times < %(max_attempts)s THEN NULL ELSE 'The worker stopped answering.' END
-FROM lost WHERE item.item_id = lost.item_id AND item.status = 'in_progress'
-RETURNING item.item_id, item.status
 """
 # Item before attempt, and items by number, as everywhere.
 CANCEL_ALL_OF = """
@@ -175,30 +151,6 @@ FROM mine WHERE item.item_id = mine.item_id
 RETURNING item.queue_id, item.item_id
 """
 REVOKE_ALL_OF = "UPDATE job_attempts SET state = 'revoked', ended_at = clock_timestamp() WHERE user_id = %s AND state = 'running'"
-REAP_ORPHANS = """
-UPDATE job_attempts AS attempt SET state = 'lost', ended_at = clock_timestamp()
-WHERE state = 'running' AND lease_until < clock_timestamp()
-  AND NOT EXISTS (SELECT FROM session_queue AS item WHERE item.item_id = attempt.item_id)
-"""
-# A parent whose called workflows all ended, or are gone, and which nobody resumed: the worker died in between, or the reaper failed a
-# child. The worker of the last child resumes it within moments; a minute without news is the end.
-REAP_WAITING = """
-WITH forgotten AS (
-    SELECT item_id FROM session_queue AS parent
-    WHERE status = 'waiting' AND updated_at::timestamp AT TIME ZONE 'UTC' < clock_timestamp() - interval '1 minute'
-      AND NOT EXISTS (
-          SELECT FROM session_queue AS child
-          WHERE child.parent_item_id = parent.item_id AND (child.status IN ('pending', 'in_progress', 'waiting')
-              OR child.updated_at::timestamp AT TIME ZONE 'UTC' >= clock_timestamp() - interval '1 minute'))
-    ORDER BY item_id
-    FOR UPDATE SKIP LOCKED
-)
-UPDATE session_queue AS item
-SET status = 'failed', status_sequence = COALESCE(status_sequence, 0) + 1, error_type = 'WorkerLost',
-    error_message = 'A workflow that this one called ended without an answer.'
-FROM forgotten WHERE item.item_id = forgotten.item_id AND item.status = 'waiting'
-RETURNING item.item_id, item.status
-"""
 
 
 class LeaseLost(SaasError):
@@ -310,13 +262,6 @@ def finish(database: PostgresDatabase, attempt: Attempt, *, gpu_seconds: float =
         _demand_one(cursor.rowcount, attempt)
 
 
-def let_go(database: PostgresDatabase, attempt: Attempt, *, gpu_seconds: float = 0.0) -> None:
-    """End the attempt without a result, in the transaction that gives the item back; raises LeaseLost."""
-    with tenancy.as_system(REASON), database.postgres() as cursor:
-        cursor.execute(LET_GO, {**attempt.key, "gpu_seconds": gpu_seconds})
-        _demand_one(cursor.rowcount, attempt)
-
-
 def demand_wanted(database: PostgresDatabase, attempt: Attempt) -> None:
     """Raise LeaseLost once the item was canceled, deleted or given to somebody else, whichever process did it."""
     with tenancy.as_system(REASON), database.postgres() as cursor:
@@ -350,6 +295,15 @@ def working_on() -> Attempt | None:
     return _working_on.get()
 
 
+def demand_count(database: PostgresDatabase) -> None:
+    """Raise LeaseLost where this thread works on an attempt that was lost or taken away; for what it writes to other items of its chain."""
+    attempt = _working_on.get()
+    if attempt is not None:
+        with tenancy.as_system(REASON), database.postgres() as cursor:
+            cursor.execute(COUNTS, attempt.key)
+            _demand_one(cursor.rowcount, attempt)
+
+
 @contextmanager
 def unguarded() -> Iterator[None]:
     """For the queue's own transitions, which end the attempt and fence themselves."""
@@ -372,15 +326,6 @@ def cancel_all_of(cursor: psycopg.Cursor[DictRow], user_id: str) -> list[dict[st
     canceled = cursor.execute(CANCEL_ALL_OF, (user_id,)).fetchall()
     cursor.execute(REVOKE_ALL_OF, (user_id,))
     return canceled
-
-
-def reap(database: PostgresDatabase, *, max_attempts: int) -> dict[int, str]:
-    """Give back, or fail after `max_attempts`, the items whose lease ran out, and fail who waits for nobody; returns item -> new status."""
-    with tenancy.as_system(REASON), database.postgres() as cursor:
-        rows = cursor.execute(REAP, {"max_attempts": max_attempts}).fetchall()
-        rows += cursor.execute(REAP_WAITING).fetchall()
-        cursor.execute(REAP_ORPHANS)
-    return {row["item_id"]: row["status"] for row in rows}
 
 
 def _demand_one(rowcount: int, attempt: Attempt) -> None:

@@ -102,7 +102,6 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
         if attempt is None:
             # Canceled by this process's routes since the claim.
             return
-        untouched = item.session.model_dump_json(warnings=False, exclude_none=True)
         with self._holding(worker, attempt) as holding:
             self._holdings[item.item_id] = holding
             try:
@@ -117,7 +116,7 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
                 else:
                     self._report(item, error)
             finally:
-                self._give_back(item, untouched, stop_event)
+                self._give_back(item, stop_event)
                 self._holdings.pop(item.item_id, None)
 
     def _holding(self, worker: Any, attempt: lease.Attempt) -> AbstractContextManager[Held]:
@@ -155,11 +154,11 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
         lease.demand_wanted(self._queue.database, attempt)
         raise RuntimeError("expected a graph that comes to its end, got one with nodes that cannot run")
 
-    def _give_back(self, item: SessionQueueItem, untouched: str, stop_event: Event) -> None:
+    def _give_back(self, item: SessionQueueItem, stop_event: Event) -> None:
         """What is still ours after the run was interrupted: by a stop, by the database, or by a signal meant for another item."""
         while self._queue.attempt_of(item.item_id) is not None:
             try:
-                self._settle(item, untouched)
+                self._settle(item)
                 self._database_answers()
             except Exception as error:
                 if is_outage(error):
@@ -170,13 +169,13 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
                     # Its lease runs out, and the reaper gives it back.
                     self._queue.forget(item.item_id)
 
-    def _settle(self, item: SessionQueueItem, untouched: str) -> None:
+    def _settle(self, item: SessionQueueItem) -> None:
         if item.session.is_complete() and not item.session.has_error():
             # It was done when the database went away: running it again would make everything twice.
             with tenancy.as_user(item.user_id), suppress(SessionQueueItemNotFoundError):
                 self._queue.save_queue_item_session(item.item_id, item.session)
                 self._queue.complete_queue_item(item.item_id)
-        elif self._queue.give_back(item.item_id, untouched):
+        elif self._queue.give_back(item.item_id):
             self._logger.info(f"Item {item.item_id} was given back to the queue")
         self._queue.forget(item.item_id)
 

@@ -45,9 +45,9 @@ class HandedQueue(PostgresSessionQueue):
         failed: SessionQueueItem = super().fail_queue_item(item_id, error_type, error_message, error_traceback)
         return failed
 
-    def give_back(self, item_id: int, session: str) -> bool:
+    def give_back(self, item_id: int) -> bool:
         """As the server's queue, and remembered."""
-        given = super().give_back(item_id, session)
+        given = super().give_back(item_id)
         if given:
             self.ended[item_id] = "handed back"
         return given
@@ -159,10 +159,10 @@ class HandedProcessor(LeasedSessionProcessor):
             self._logger.error(f"Item {None if item is None else item.item_id} failed by this worker's fault: {fault.why}")
             self._fault = fault
 
-    def _give_back(self, item: SessionQueueItem, untouched: str, stop_event: Event) -> None:
+    def _give_back(self, item: SessionQueueItem, stop_event: Event) -> None:
         # The supervisor gives it up: it counts how often that happened.
         if self._fault is None:
-            super()._give_back(item, untouched, stop_event)
+            super()._give_back(item, stop_event)
 
     @property
     def _queue(self) -> HandedQueue:

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
@@ -64,6 +65,7 @@ class InsideWorker:
             try:
                 for worker in self._processor()._workers:
                     self._beat(worker)
+                self._pin_calls()
                 self._failing = False
             except Exception as error:
                 if not self._failing:
@@ -76,6 +78,12 @@ class InsideWorker:
                 self._failing = True
             self._first.set()
             self._stop.wait(self._beat_seconds)
+
+    def _pin_calls(self) -> None:
+        """Called workflows stay with this process's tensors, once the registry says that it lives: else the reaper takes them for lost."""
+        queue = self._processor()._invoker.services.session_queue
+        if self._registered and queue.can.incarnation != self._incarnation:
+            queue.can = replace(queue.can, incarnation=self._incarnation)
 
     def _beat(self, worker: Any) -> None:
         device = "cpu" if worker.device is None else str(worker.device)

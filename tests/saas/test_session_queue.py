@@ -8,12 +8,13 @@ import pytest
 from invokeai.app.invocations.math import AddInvocation
 from invokeai.app.services.session_queue.session_queue_common import Batch, SessionQueueItemNotFoundError
 from invokeai.app.services.shared.graph import Graph, GraphExecutionState
-from saas.rows import status_of
+from saas.rows import AT_ONCE, status_of
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease
 from invokeai_saas.jobs.lease import LeaseLost
 from invokeai_saas.jobs.queue_rows import QueueFull
+from invokeai_saas.jobs.reaper import reap
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
 
 
@@ -118,7 +119,7 @@ def test_a_worker_without_its_lease_neither_completes_nor_saves(database, monkey
     with monkeypatch.context() as patched:
         patched.setattr("invokeai_saas.swaps.session_queue.LEASE_SECONDS", -1.0)
         late.dequeue()
-    lease.reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     current.dequeue()
     before = current.get_queue_item(item).session.id
     with pytest.raises(SessionQueueItemNotFoundError, match="no longer runs"):
@@ -249,12 +250,11 @@ def test_an_item_given_back_is_as_it_was_claimed(database):
     queue = queue_of(database, "w", events)
     (item,) = enqueue(queue)
     claimed = queue.dequeue()
-    untouched = claimed.session.model_dump_json(warnings=False, exclude_none=True)
     claimed.session.next()
     queue.save_queue_item_session(item, claimed.session)
-    given = queue.give_back(item, untouched)
+    given = queue.give_back(item)
 
-    assert (given, events.sent[-1], queue.give_back(item, untouched)) == (True, ("pending", item), False)
+    assert (given, events.sent[-1], queue.give_back(item)) == (True, ("pending", item), False)
     again = queue.dequeue()
     assert (again.session.prepared_source_mapping, queue.attempt_of(item).attempt_no) == ({}, 2)
 
@@ -262,10 +262,10 @@ def test_an_item_given_back_is_as_it_was_claimed(database):
 def test_a_canceled_item_is_not_given_back(database):
     worker, web = queue_of(database, "w"), queue_of(database, "web")
     (item,) = enqueue(web)
-    session = worker.dequeue().session.model_dump_json(warnings=False, exclude_none=True)
+    worker.dequeue()
     web.cancel_queue_item(item)
 
-    assert (worker.give_back(item, session), status_of(database, item)) == (False, "canceled")
+    assert (worker.give_back(item), status_of(database, item)) == (False, "canceled")
 
 
 def test_a_workers_last_save_of_an_item_that_it_suspended_does_not_undo_another_workers(database):

@@ -1,7 +1,7 @@
 """Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
 
-open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
-serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
 import os
@@ -52,8 +52,8 @@ class Server:
     loop: Any
 
 
-def serve(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+def serve(settings: Settings, *, worker: bool = True) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Without `worker` it runs no queue items."""
     collector.pause()
     import uvicorn
 
@@ -67,7 +67,7 @@ def serve(settings: Settings) -> int:
             stack.enter_context(sole_server(settings.data_dir))
             stack.callback(stop_embedded, settings.data_dir)
             stack.enter_context(keep_alive(settings.data_dir))
-        server = open_server(settings)
+        server = open_server(settings, worker=worker)
         announce_first_admin(server)
         server.operated.start()
         config = uvicorn.Config(server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings))
@@ -75,7 +75,7 @@ def serve(settings: Settings) -> int:
         return serve_gracefully(graceful, server.shutdown, server.loop)
 
 
-def open_server(settings: Settings) -> Server:
+def open_server(settings: Settings, *, worker: bool = True) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
     accounts = _accounts(settings, database)
@@ -87,6 +87,7 @@ def open_server(settings: Settings) -> Server:
         zips=settings.data_dir / "zips",
         sharing=settings.sharing,
         metering=settings.metering,
+        worker=worker,
         bus=open_bus(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")

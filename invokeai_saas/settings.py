@@ -142,6 +142,22 @@ class Settings(BaseSettings):
         default=30, description="Longest wait for requests and the worker at the end."
     )
 
+    # GPU workers: see workers/.
+    lease_seconds: Annotated[float, Field(ge=2, le=600)] = Field(
+        default=8.0, description="A worker that is not heard of for so long loses its item. The server's own worker keeps 60."
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=3600.0, description="How long a worker that is told to end may finish the item that runs; then it gives it back."
+    )
+    stop_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long a worker waits for the step that runs when an item is to stop; then its process is killed."
+    )
+    quarantine_after: Annotated[int, Field(ge=1)] = Field(
+        default=3, description="After so many items in a row that fail by the worker's own fault it takes no more."
+    )
+    worker_min_free_mb: Annotated[int, Field(ge=0)] = Field(
+        default=512, description="Free space on the disk below which a worker takes no items."
+    )
     # The fleet: see workers/.
     scale_bounds: Words = Field(
         default=("1-10",), description="Fewest and most workers that scaling advises, for every tier or as basic=1-20,dedicated=1-2."

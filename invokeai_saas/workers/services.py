@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invokeai_saas.accounts import store
 from invokeai_saas.db import tenancy
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def make_services(parts: "Parts", *, folder: Path, device: str, others: dict[str
     handler_store[EVENT_CHANNEL] = [local_handler]
     loop = asyncio.new_event_loop()
     with tenancy.as_system("a worker starts"):
+        with parts.database.postgres() as cursor:
+            # InvokeAI reads it when it starts; whoever comes first makes it.
+            store.signing_secret(cursor)
         dependencies.ApiDependencies.initialize(
             config=config, event_handler_id=EVENT_CHANNEL, loop=loop, logger=InvokeAILogger.get_logger(config=config)
         )

@@ -52,7 +52,7 @@ class Runner:
         self._invoker = self._make_services(settings, wish)
 
     def _make_services(self, settings: "Settings", wish: RunnerWish) -> Any:
-        files, self._bus = open_files(settings, self._database), open_bus(settings, self._database)
+        files, self._bus = open_files(settings, self._database), open_bus(settings, self._database, others=True)
         models = open_model_files(settings, self._database, files.store) if wish.models == "sync" else None
         UnchargedModelLoads.model_files = models
         parts = Parts(
@@ -80,7 +80,7 @@ class Runner:
             return HandedQueue(self._database, worker_id=wish.worker_id, admission=admission_of(parts), can=can)
 
         others = {"DefaultSessionProcessor": processor, "SqliteSessionQueue": queue}
-        return make_services(parts, folder=Path(wish.folder), device=_torch_device(wish), others=others)
+        return make_services(parts, folder=Path(wish.folder), device=_torch_device(wish), runners=wish.runners, others=others)
 
     def serve(self) -> None:
         """Listen until the supervisor says Quit or is gone."""

@@ -79,6 +79,7 @@ class Slot:
         self._faults = InARow(crew.settings.quarantine_after)
         self._pause_until, self._check_next = 0.0, True
         self._attempt: Attempt | None = None
+        self._holding: Holding | None = None
         self._drained, self._resume = Event(), Event()
         self._quarantine: str | None = None
         self._lifts_itself = False
@@ -244,8 +245,10 @@ class Slot:
             patience_seconds=PATIENCE_SECONDS,
         )
         logger.info("item %s runs on %s (attempt %s)", attempt.item_id, self.device.instance.name, attempt.attempt_no)
+        self._holding = holding
         with holding:
             done, stopped, gone = self._watch(runner, attempt, stop)
+            self._holding = None
             if done is None:
                 self._runner_is_gone(attempt, runner, stopped, gone)
                 return
@@ -305,6 +308,12 @@ class Slot:
             self._failed_here(attempt.item_id, why)
 
     # What others see and ask for.
+
+    def look_now(self, items: frozenset[int] | None) -> None:
+        """Look at the row of the item that runs, if it is one of these."""
+        holding = self._holding
+        if holding is not None and (items is None or holding.attempt.item_id in items):
+            holding.look_now()
 
     @property
     def status(self) -> Status:

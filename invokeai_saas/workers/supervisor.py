@@ -24,6 +24,7 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.migrate import refuse_stale
 from invokeai_saas.db.opening import MAY_BECOME, application_dsn, demand_connection, running_dsn
 from invokeai_saas.errors import BadSettings, SaasError
+from invokeai_saas.events.opening import open_bus
 from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_store
@@ -78,6 +79,7 @@ class Supervisor:
         )
         # Only waited for: nothing is enqueued here.
         self.wakeups = wakeups_of(settings, self.database)
+        self._bus = open_bus(settings, self.database, others=True)
         self._store = open_store(settings)
         self._template: Template | None = None
         self._slots: list[Slot] = []
@@ -95,6 +97,8 @@ class Supervisor:
             beats = Thread(target=self._beat, args=(threads,), name="worker-beats", daemon=True)
             for thread in (*threads, beats):
                 thread.start()
+            if self._bus is not None:
+                self._bus.subscribe_wanted(self._look_at)
             while any(thread.is_alive() for thread in threads):
                 self._look_after(self._template)
                 threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
@@ -102,6 +106,8 @@ class Supervisor:
         finally:
             if self._template is not None:
                 self._template.stop()
+            if self._bus is not None:
+                self._bus.close()
             self.wakeups.close()
             self.database.close()
         logger.info("stopped")
@@ -161,6 +167,11 @@ class Supervisor:
                     outage = True
             # A drain that an administrator asks for, and the end, are heard of within a beat.
             time.sleep(BEAT_SECONDS)
+
+    def _look_at(self, items: frozenset[int] | None) -> None:
+        """Somebody may have canceled these (None: any): the rows say so, now and not within two seconds."""
+        for slot in self._slots:
+            slot.look_now(items)
 
     def _look_for_models(self) -> None:
         """Models are installed and pushed while a worker runs."""

@@ -123,10 +123,11 @@ class Deployment:
         return ears
 
     def __exit__(self, *_: object) -> None:
+        for web in self.webs:
+            # An orderly end is tested elsewhere.
+            web.kill()
         for ears in self.sockets:
             ears.close()
-        for web in self.webs:
-            web.stop()
         for worker in self.workers:
             worker.end()
         self.database.close()
@@ -152,7 +153,8 @@ class Ears:
         return {data["item_id"] for name, data in list(self.heard) if name == "queue_item_status_changed" and data["status"] in ends}
 
     def close(self) -> None:
-        self._client.disconnect()
+        """At once: a polite end waits for the poll that is on its way."""
+        self._client.eio.disconnect(abort=True)
 
 
 def work(script: str, runs: int = 1) -> dict[str, Any]:

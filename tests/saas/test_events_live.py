@@ -117,6 +117,7 @@ def test_without_a_single_notification(deployment):
     run_all(deployment, users=2, items=2, script="steps 5", seconds=120)
 
 
+@pytest.mark.skipif(not SOAK, reason="SAAS_SOAK_EVENTS=1: the bus itself is tested over both")
 def test_over_redis(deployment, tmp_path):
     with redis_server(tmp_path) as server:
         deployment.variables = {"SAAS_EVENTS": server.url}

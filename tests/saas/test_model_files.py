@@ -242,6 +242,7 @@ def test_one_that_was_installed_elsewhere_gets_a_place_of_its_own(store, install
     gone = record.path.replace("installed", "another/machine")
     fetched = files.ensure(record.key, gone)
 
+    assert files.target("file-key", str(tmp_path / "worker" / FILE.path)) == files.target("file-key", FILE.path)
     assert here == Path(record.path)
     assert fetched.is_relative_to(tmp_path / "worker" / ".fetched")
     assert fetched.read_bytes() == here.read_bytes()

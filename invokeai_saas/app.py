@@ -35,6 +35,7 @@ from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
 from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
+from invokeai_saas.wakeups.opening import sending_of
 from invokeai_saas.workers.gauges import FleetGauges
 from invokeai_saas.workers.inside import InsideWorker
 
@@ -90,6 +91,7 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
         metering=settings.metering,
         worker=worker,
         bus=open_bus(settings, database),
+        wakeups=sending_of(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -102,6 +104,8 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
 
     def close() -> None:
         operated.close()
+        if parts.wakeups is not None:
+            parts.wakeups.close()
         database.close()
 
     shutdown = Shutdown(grace_seconds=settings.shutdown_grace_seconds, stop_work=_stop_work, close=(close,))

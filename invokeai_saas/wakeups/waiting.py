@@ -9,8 +9,8 @@ holds no connection.
 
 import logging
 import time
-from collections.abc import Callable
-from threading import Condition, Thread
+from collections.abc import Callable, Sequence
+from threading import Condition, Lock, Thread
 from typing import Literal, Protocol
 
 # A lane asks for so long at once, and looks then whether anybody still waits.
@@ -99,6 +99,7 @@ class Waiter:
                 # Not the error's text: an address may hold a password.
                 logger.warning("the wake-ups' broker does not answer (%s); workers look every second meanwhile", type(error).__name__)
             self._away = True
+            lane.asked_at = None
             self._changed.wait_for(lambda: self._over(lane), RETRY_SECONDS)
 
     def _fresh(self) -> int:
@@ -115,6 +116,31 @@ class Waiter:
                 self._lanes[place] = _Lane(self, self._connects[place])
 
 
+class Waiters:
+    """A Waiter for each set of queues that somebody waits at, made then; `connects_of` gives its lanes."""
+
+    def __init__(self, connects_of: Callable[[tuple[str, ...]], Sequence[Callable[[], Source]]]) -> None:
+        self._connects_of, self._lock, self._closed = connects_of, Lock(), False
+        self._waiters: dict[tuple[str, ...], Waiter] = {}
+
+    def wait(self, queues: tuple[str, ...], timeout_seconds: float) -> bool:
+        """One token of these queues, or False after so long, and at once when all is closed."""
+        with self._lock:
+            if self._closed:
+                return False
+            waiter = self._waiters.get(queues)
+            if waiter is None:
+                waiter = self._waiters[queues] = Waiter(*self._connects_of(queues))
+        return waiter.wait(timeout_seconds)
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._lock:
+            self._closed = True
+        for waiter in self._waiters.values():
+            waiter.close()
+
+
 class _Lane:
     """One thread and its connection."""
 
@@ -129,7 +155,8 @@ class _Lane:
         source: Source | None = None
         while (wanted := self._waiter.wanted(self)) != "over":
             if wanted == "rest":
-                source = _closed(source)
+                _close(source)
+                source = None
                 continue
             try:
                 source = source or self._connect()
@@ -137,13 +164,13 @@ class _Lane:
                     self._waiter.give()
                 self._waiter.answers()
             except Exception as error:
-                source = _closed(source)
+                _close(source)
+                source = None
                 self._waiter.is_away(self, error)
-        _closed(source)
+        _close(source)
 
 
-def _closed(source: Source | None) -> None:
-    """Closes; None, for the name that held it."""
+def _close(source: Source | None) -> None:
     try:
         if source is not None:
             source.close()

@@ -20,6 +20,7 @@ from invokeai_saas.jobs import lease
 from invokeai_saas.jobs.holding import Holding, is_outage
 from invokeai_saas.jobs.lease import Attempt, Capability
 from invokeai_saas.settings import Settings
+from invokeai_saas.wakeups.port import Wakeups
 from invokeai_saas.workers import endings, health, registry
 from invokeai_saas.workers.faults import InARow
 from invokeai_saas.workers.gpus import Gpu, load_of
@@ -37,13 +38,6 @@ PATIENCE_SECONDS = 600.0
 BEAT_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 30.0
 CHECK_SECONDS = 10.0
-
-
-class Wakeups(Protocol):
-    """What a slot needs of wakeups.port.Wakeups."""
-
-    def wait(self, tiers: tuple[str, ...] | None, timeout_seconds: float) -> bool:
-        """Block until there may be something to claim, at most so long."""
 
 
 class Crew(Protocol):

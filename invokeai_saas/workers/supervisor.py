@@ -27,11 +27,12 @@ from invokeai_saas.errors import BadSettings, SaasError
 from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_store
+from invokeai_saas.wakeups.opening import wakeups_of
 from invokeai_saas.workers import registry
 from invokeai_saas.workers.gpus import Gpu, all_gpus
 from invokeai_saas.workers.model_store import Where, models_folder, usable_keys
 from invokeai_saas.workers.registry import TIERS, Instance
-from invokeai_saas.workers.slot import BEAT_SECONDS, Device, Slot, Wakeups
+from invokeai_saas.workers.slot import BEAT_SECONDS, Device, Slot
 from invokeai_saas.workers.template import Template, start_process
 
 logger = logging.getLogger(__name__)
@@ -52,14 +53,6 @@ class Options:
     models: Where = "shared"
 
 
-class _Polling:
-    """No wake-ups: look every second."""
-
-    def wait(self, tiers: tuple[str, ...] | None, timeout_seconds: float) -> bool:
-        time.sleep(timeout_seconds)
-        return True
-
-
 class Supervisor:
     """See Crew in slot.py. `start_template` is another one in tests: a fork of a process that has InvokeAI already."""
 
@@ -67,7 +60,7 @@ class Supervisor:
         self.settings, self._start_template = settings, start_template
         self.leaving, self.at_once = Event(), Event()
         self.model_keys: frozenset[str] | None = None
-        self.models, self.wakeups = demand_models(options.models, settings), self._wakeups()
+        self.models = demand_models(options.models, settings)
         tiers, found = demand_tiers(options.tiers), demand_devices(options.devices)
         self.runners = len(found)
         owner = running_dsn(settings)
@@ -83,6 +76,8 @@ class Supervisor:
             statement_timeout_seconds=settings.statement_timeout_seconds,
             sharing=settings.sharing,
         )
+        # Only waited for: nothing is enqueued here.
+        self.wakeups = wakeups_of(settings, self.database)
         self._store = open_store(settings)
         self._template: Template | None = None
         self._slots: list[Slot] = []
@@ -107,6 +102,7 @@ class Supervisor:
         finally:
             if self._template is not None:
                 self._template.stop()
+            self.wakeups.close()
             self.database.close()
         logger.info("stopped")
         return FAILED if any(slot.taken_over for slot in self._slots) else OK
@@ -189,9 +185,6 @@ class Supervisor:
             / f"{given or socket.gethostname()}-{name.replace(':', '-')}".replace("/", "-")
         )
         return Device(name, instance, folder, gpu)
-
-    def _wakeups(self) -> Wakeups:
-        return _Polling()
 
 
 def serve_worker(settings: Settings, options: Options) -> int:

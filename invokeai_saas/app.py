@@ -90,7 +90,7 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
         sharing=settings.sharing,
         metering=settings.metering,
         worker=worker,
-        bus=open_bus(settings, database),
+        bus=open_bus(settings, database, others=not worker),
         wakeups=sending_of(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")

@@ -74,9 +74,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The runner cannot start."""
+    """The runner cannot start; `is_outage`: because the database is away."""
 
     why: str
+    is_outage: bool = False
 
 
 Message = Run | Stop | Quit | Ready | Done | Broken

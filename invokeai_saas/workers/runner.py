@@ -16,6 +16,7 @@ from uuid import UUID
 from invokeai_saas.accounts.model import Accounts
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.events.opening import open_bus
+from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.jobs.lease import Capability
 from invokeai_saas.storage.opening import open_files
 from invokeai_saas.swaps.install import Parts, admission_of
@@ -51,7 +52,7 @@ class Runner:
         self._invoker = self._make_services(settings, wish)
 
     def _make_services(self, settings: "Settings", wish: RunnerWish) -> Any:
-        files, self._bus = open_files(settings, self._database), open_bus(settings, self._database)
+        files, self._bus = open_files(settings, self._database), open_bus(settings, self._database, others=True)
         models = open_model_files(settings, self._database, files.store) if wish.models == "sync" else None
         UnchargedModelLoads.model_files = models
         parts = Parts(
@@ -79,7 +80,7 @@ class Runner:
             return HandedQueue(self._database, worker_id=wish.worker_id, admission=admission_of(parts), can=can)
 
         others = {"DefaultSessionProcessor": processor, "SqliteSessionQueue": queue}
-        return make_services(parts, folder=Path(wish.folder), device=_torch_device(wish), others=others)
+        return make_services(parts, folder=Path(wish.folder), device=_torch_device(wish), runners=wish.runners, others=others)
 
     def serve(self) -> None:
         """Listen until the supervisor says Quit or is gone."""
@@ -119,7 +120,7 @@ def run_items(settings: "Settings", end: socket.socket, memory: int, wish: Runne
         runner = Runner(settings, pipe, memory, wish)
     except Exception as error:
         logger.exception("the runner of %s cannot start", wish.device)
-        pipe.send(Broken(f"{type(error).__name__}: {error}"[:500]))
+        pipe.send(Broken(f"{type(error).__name__}: {error}"[:500], is_outage(error)))
         return
     runner.serve()
 

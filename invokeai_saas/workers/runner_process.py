@@ -18,7 +18,11 @@ QUIT_SECONDS = 10.0
 
 
 class RunnerGone(Exception):
-    """The runner ended, or never came up; the message says how."""
+    """The runner ended, or never came up; the message says how. `is_outage`: it found no database."""
+
+    def __init__(self, how: str, *, is_outage: bool = False) -> None:
+        super().__init__(how)
+        self.is_outage = is_outage
 
 
 class RunnerProcess:
@@ -49,7 +53,7 @@ class RunnerProcess:
                 continue
             message = self._next()
             if isinstance(message, Broken):
-                raise RunnerGone(f"it cannot start: {message.why}")
+                raise RunnerGone(f"it cannot start: {message.why}", is_outage=message.is_outage)
             if isinstance(message, Ready):
                 return True
         return False

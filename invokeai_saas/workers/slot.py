@@ -36,7 +36,7 @@ READY_SECONDS = 300.0
 # While the database is away an item goes on; whether it counted, the fence says afterwards.
 PATIENCE_SECONDS = 600.0
 BEAT_SECONDS = 2.0
-LONGEST_PAUSE_SECONDS = 30.0
+ITEM_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.3, 30.0
 CHECK_SECONDS = 10.0
 
 
@@ -79,6 +79,7 @@ class Slot:
         self._faults = InARow(crew.settings.quarantine_after)
         self._pause_until, self._check_next = 0.0, True
         self._attempt: Attempt | None = None
+        self._holding: Holding | None = None
         self._drained, self._resume = Event(), Event()
         self._quarantine: str | None = None
         self._lifts_itself = False
@@ -150,12 +151,18 @@ class Slot:
         self._quarantine, self._check_next, self._pause_until = None, True, 0.0
 
     def _failed_here(self, item_id: int | None, why: str) -> None:
-        """One more by this worker's fault: a pause that grows, a look at disk and folders, and after too many in a row the quarantine."""
+        """One more by this worker's fault: a pause that grows, a look at disk and folders, and after too many in a row the quarantine.
+
+        After an item the pause is short: with long ones the first items would be back, and lost again, before the last one that it takes.
+        """
         self._faults.failed(item_id)
         self._check_next = True
-        self._pause_until = time.monotonic() + min(2.0 ** (self._faults.count - 1), LONGEST_PAUSE_SECONDS)
+        self._pause(self._faults.count * ITEM_PAUSE_SECONDS if item_id is not None else 2.0**self._faults.count)
         if self._faults.is_too_many:
             self._enter_quarantine(f"{self._faults.count} in a row failed here, the last one: {why}", lifts_itself=False)
+
+    def _pause(self, seconds: float) -> None:
+        self._pause_until = time.monotonic() + min(seconds, LONGEST_PAUSE_SECONDS)
 
     # A runner.
 
@@ -196,7 +203,10 @@ class Slot:
         except RunnerGone as error:
             logger.error("the runner of %s did not come up: %s", self.device.name, error)
             self._drop_runner()
-            self._failed_here(None, str(error))
+            if error.is_outage:
+                self._pause(2 * IDLE_SECONDS)
+            else:
+                self._failed_here(None, str(error))
             return False
         logger.info("%s is ready after %.1f s (process %d)", instance.name, time.monotonic() - began, runner.pid)
         return True
@@ -235,8 +245,10 @@ class Slot:
             patience_seconds=PATIENCE_SECONDS,
         )
         logger.info("item %s runs on %s (attempt %s)", attempt.item_id, self.device.instance.name, attempt.attempt_no)
+        self._holding = holding
         with holding:
             done, stopped, gone = self._watch(runner, attempt, stop)
+            self._holding = None
             if done is None:
                 self._runner_is_gone(attempt, runner, stopped, gone)
                 return
@@ -296,6 +308,12 @@ class Slot:
             self._failed_here(attempt.item_id, why)
 
     # What others see and ask for.
+
+    def look_now(self, items: frozenset[int] | None) -> None:
+        """Look at the row of the item that runs, if it is one of these."""
+        holding = self._holding
+        if holding is not None and (items is None or holding.attempt.item_id in items):
+            holding.look_now()
 
     @property
     def status(self) -> Status:

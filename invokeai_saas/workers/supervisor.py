@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.migrate import refuse_stale
 from invokeai_saas.db.opening import MAY_BECOME, application_dsn, demand_connection, running_dsn
 from invokeai_saas.errors import BadSettings, SaasError
+from invokeai_saas.events.opening import open_bus
 from invokeai_saas.jobs.holding import is_outage
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_store
@@ -38,6 +39,8 @@ from invokeai_saas.workers.template import Template, start_process
 logger = logging.getLogger(__name__)
 # A peer that vanished without a word is found out in half a minute; a firewall that forgot the connection says nothing at all.
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30000}
+# A process that is stopped, or swapped out, in the middle of a claim holds its user's turn: everybody else waits for that user.
+IDLE_TRANSACTION_MS = 3000
 OK, FAILED = 0, 1
 LOOK_FOR_MODELS_SECONDS = 60.0
 StartTemplate = Callable[[socket.socket], int | subprocess.Popen[bytes]]
@@ -66,7 +69,7 @@ class Supervisor:
         owner = running_dsn(settings)
         demand_connection(owner, "DATABASE_URL")
         refuse_stale(owner)
-        self.dsn = make_conninfo(application_dsn(settings, owner), **KEEPALIVES)
+        self.dsn = worker_dsn(application_dsn(settings, owner))
         demand_connection(self.dsn, "DATABASE_APP_URL" if settings.database_app_url else "DATABASE_URL", statement=MAY_BECOME)
         self._devices = [self._device(name, gpu, tiers, options.name) for name, gpu in found]
         self.database = PostgresDatabase(
@@ -78,6 +81,7 @@ class Supervisor:
         )
         # Only waited for: nothing is enqueued here.
         self.wakeups = wakeups_of(settings, self.database)
+        self._bus = open_bus(settings, self.database, others=True)
         self._store = open_store(settings)
         self._template: Template | None = None
         self._slots: list[Slot] = []
@@ -95,6 +99,8 @@ class Supervisor:
             beats = Thread(target=self._beat, args=(threads,), name="worker-beats", daemon=True)
             for thread in (*threads, beats):
                 thread.start()
+            if self._bus is not None:
+                self._bus.subscribe_wanted(self._look_at)
             while any(thread.is_alive() for thread in threads):
                 self._look_after(self._template)
                 threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
@@ -102,6 +108,8 @@ class Supervisor:
         finally:
             if self._template is not None:
                 self._template.stop()
+            if self._bus is not None:
+                self._bus.close()
             self.wakeups.close()
             self.database.close()
         logger.info("stopped")
@@ -162,6 +170,11 @@ class Supervisor:
             # A drain that an administrator asks for, and the end, are heard of within a beat.
             time.sleep(BEAT_SECONDS)
 
+    def _look_at(self, items: frozenset[int] | None) -> None:
+        """Somebody may have canceled these (None: any): the rows say so, now and not within two seconds."""
+        for slot in self._slots:
+            slot.look_now(items)
+
     def _look_for_models(self) -> None:
         """Models are installed and pushed while a worker runs."""
         try:
@@ -190,6 +203,12 @@ class Supervisor:
 def serve_worker(settings: Settings, options: Options) -> int:
     """The command's life."""
     return Supervisor(settings, options).run()
+
+
+def worker_dsn(dsn: str) -> str:
+    """The address with what keeps a worker that stands still from holding up others: its locks fall before its lease does."""
+    given = str(conninfo_to_dict(dsn).get("options") or "")
+    return make_conninfo(dsn, **KEEPALIVES, options=f"{given} -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}".strip())
 
 
 def demand_tiers(given: Sequence[str]) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def test_killed_at_random_every_item_ends_once_with_one_bill_and_one_picture(fle
     while killed.total() < KILLS:
         while fleet.statuses()["pending"] < 4:
             fleet.enqueue()
-        time.sleep(dice.uniform(0.05, 1.2))
+        time.sleep(dice.uniform(0.1, 2.0))
         which = dice.randrange(len(workers))
         victim = random_victim(workers[which], dice)
         if victim is None:
@@ -168,7 +168,7 @@ def test_stopped_past_its_lease_and_resumed_it_settles_nothing(fleet, which):
         fleet.await_end(workers=(late, second))
         for process in reversed(stopped):
             process.resume()
-        wait_for(lambda: "busy" not in statuses_of(fleet, "late"), "the late worker to let go", told=late.log)
+        wait_for(lambda: "busy" not in statuses_of(fleet, "late"), "the late worker to let go", told=late.story)
     lost = len(rows(fleet.database, "SELECT 1 FROM job_attempts WHERE state = 'lost'"))
     print(f"{lost} attempts were lost; items {dict(fleet.statuses())}")
 
@@ -185,13 +185,13 @@ def stop_in_the_middle(fleet: Fleet, **how) -> None:
     """An item's worker is stopped whole, the item is done by another one, and the first one wakes up and goes on."""
     late = fleet.worker(options={"name": "late"}, **how)
     item = fleet.enqueue("sleep 1; save; sleep 0.2")
-    await_status(fleet.database, item, "in_progress", told=late.log)
+    await_status(fleet.database, item, "in_progress", told=late.story)
     time.sleep(0.3)
     stopped = late.processes()
     for process in stopped:
         process.suspend()
     second = fleet.worker(options={"name": "second"})
-    await_status(fleet.database, item, "completed", told=second.log)
+    await_status(fleet.database, item, "completed", told=second.story)
     second.kill()
     for process in reversed(stopped):
         process.resume()
@@ -216,17 +216,17 @@ def test_cut_off_for_two_leases_its_item_is_done_elsewhere_and_its_own_work_is_r
     try:
         away = fleet.worker(proxy.dsn, options={"name": "away"})
         item = fleet.enqueue("sleep 1; save; sleep 0.2")
-        await_status(fleet.database, item, "in_progress", told=away.log)
+        await_status(fleet.database, item, "in_progress", told=away.story)
         time.sleep(0.3)
         proxy.cut()
         second = fleet.worker(options={"name": "second"})
-        await_status(fleet.database, item, "completed", told=second.log)
+        await_status(fleet.database, item, "completed", told=second.story)
         time.sleep(2 * LEASE)
         proxy.heal()
         later = [fleet.enqueue() for _ in range(4)]
         for each in later:
-            await_status(fleet.database, each, "completed", told=away.log)
-        wait_for(lambda: "busy" not in statuses_of(fleet, "away"), "the worker that was away to let go", told=away.log)
+            await_status(fleet.database, each, "completed", told=away.story)
+        wait_for(lambda: "busy" not in statuses_of(fleet, "away"), "the worker that was away to let go", told=away.story)
         attempts = rows(fleet.database, "SELECT state FROM job_attempts WHERE item_id = %s ORDER BY attempt_no", item)
     finally:
         proxy.close()
@@ -241,12 +241,12 @@ def test_an_outage_for_everybody_costs_no_attempt(made, database, dsn, accounts,
     try:
         worker = fleet.worker(proxy.dsn)
         item = fleet.enqueue("sleep 2; save; sleep 0.5")
-        await_status(database, item, "in_progress", told=worker.log)
+        await_status(database, item, "in_progress", told=worker.story)
         time.sleep(0.3)
         proxy.break_off()
         time.sleep(3 * LEASE)
         proxy.heal()
-        await_status(database, item, "completed", "failed", told=worker.log)
+        await_status(database, item, "completed", "failed", told=worker.story)
         states = rows(database, "SELECT state FROM job_attempts ORDER BY attempt_no")
     finally:
         proxy.close()
@@ -260,9 +260,9 @@ def test_an_outage_for_everybody_costs_no_attempt(made, database, dsn, accounts,
 def test_a_graph_that_kills_its_runner_fails_after_three_and_leaves_nothing(fleet):
     worker = fleet.worker()
     poison = fleet.enqueue("save; die")
-    await_status(fleet.database, poison, "failed", told=worker.log, seconds=90)
+    await_status(fleet.database, poison, "failed", told=worker.story, seconds=90)
     after = fleet.enqueue()
-    await_status(fleet.database, after, "completed", told=worker.log)
+    await_status(fleet.database, after, "completed", told=worker.story)
     row = rows(fleet.database, "SELECT error_type, error_message FROM session_queue WHERE item_id = %s", poison)[0]
     attempts = rows(fleet.database, "SELECT state FROM job_attempts WHERE item_id = %s", poison)
 

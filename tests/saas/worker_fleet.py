@@ -76,9 +76,13 @@ class Worker:
         """What it said."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
+    def story(self) -> str:
+        """What it said, and how it ended."""
+        return f"{self.log()}\n(exit code {self.wait(0)})"
+
     def await_log(self, text: str, *, seconds: float = 60.0) -> None:
         """Wait until it has said something."""
-        wait_for(lambda: text in self.log(), f"{text!r} in the worker's log", seconds=seconds, told=self.log)
+        wait_for(lambda: text in self.log(), f"{text!r} in the worker's log", seconds=seconds, told=self.story)
 
     def end(self) -> None:
         """Whatever is left of it."""

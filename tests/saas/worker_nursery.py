@@ -5,6 +5,7 @@ One JSON line per question on stdin, one per answer on stdout: {"start": ...} an
 environment that the question names; only the worker's template is a fork, too.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -61,6 +62,7 @@ def _be_a_child(wish: dict[str, Any], work: Callable[[dict[str, Any], Settings],
         for stream in (1, 2):
             os.dup2(log, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.enable()
         template.die_with_parent(nursery)
         os.environ.update(wish["environment"])
         _distort(wish["statements"], wish["clock"])

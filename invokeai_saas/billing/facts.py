@@ -3,7 +3,7 @@
 Since 2025-03-31 a subscription's period stands on its item, an invoice's subscription in its parent, its payments in a list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -113,7 +113,7 @@ def _line(made: Object) -> LineFacts:
     )
 
 
-def payment(made: Object, *, paid: InvoiceFacts | None, refunds: list[Object], disputes: list[Object]) -> PaymentFacts:
+def payment(made: Object, *, paid: InvoiceFacts | None, refunds: Sequence[Object], disputes: Sequence[Object]) -> PaymentFacts:
     """From a PaymentIntent with its `latest_charge` expanded."""
     metadata, charge, currency = made["metadata"], made["latest_charge"], made["currency"]
     pack = metadata.get("pack") if metadata.get("kind") == PACK_KIND else None

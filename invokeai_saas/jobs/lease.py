@@ -109,6 +109,8 @@ FROM (SELECT) AS always LEFT JOIN chosen ON true LEFT JOIN attempt USING (user_i
 """
 # Every user with something to claim is in another claim's hands: wait for one of them. Not for one at their limit: a job's end is no turn.
 WAIT_FOR_TURN = "SELECT 1 FROM queue_turns WHERE user_id = ANY(%s) LIMIT 1 FOR UPDATE"
+# A claim takes milliseconds; who holds a turn for longer was stopped in the middle, and nobody waits for that.
+NOT_LONG = "SET LOCAL lock_timeout = '2s'"
 HEARTBEAT = """
 UPDATE job_attempts
 SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s),
@@ -215,18 +217,29 @@ def claim(
     before their turn (see CLAIM). `warm` are the keys of the models that the device holds.
     """
     values = {"worker_id": worker_id, "lease_seconds": lease_seconds, "device": device, **looks(warm), **can.values}
+    try:
+        with tenancy.as_system(REASON), database.postgres() as cursor:
+            return _claim(cursor, values)
+    except psycopg.errors.LockNotAvailable:
+        return None
+
+
+def _claim(cursor: psycopg.Cursor[DictRow], values: dict[str, Any]) -> Attempt | None:
     busy: list[str] = []
-    with tenancy.as_system(REASON), database.postgres() as cursor:
-        while True:
-            row = cursor.execute(CLAIM, {**values, "busy": busy}).fetchone()
-            assert row is not None, "the claim always answers"
-            turns = row.pop("turns")
-            if row["item_id"] is not None:
-                return Attempt(**row)
-            if row["user_id"] is not None:
-                busy.append(row["user_id"])
-            elif busy or not turns or cursor.execute(WAIT_FOR_TURN, (turns,)).fetchone() is None:
-                # Who holds a turn must not wait for another one.
+    while True:
+        row = cursor.execute(CLAIM, {**values, "busy": busy}).fetchone()
+        assert row is not None, "the claim always answers"
+        turns = row.pop("turns")
+        if row["item_id"] is not None:
+            return Attempt(**row)
+        if row["user_id"] is not None:
+            busy.append(row["user_id"])
+        elif busy or not turns:
+            # Who holds a turn must not wait for another one.
+            return None
+        else:
+            cursor.execute(NOT_LONG)
+            if cursor.execute(WAIT_FOR_TURN, (turns,)).fetchone() is None:
                 return None
 
 

@@ -11,7 +11,7 @@ from fastapi import params
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from invokeai_saas.operating.plain_text import EXPECTED, is_plain
+from invokeai_saas.operating.plain_text import refusal
 from invokeai_saas.operating.watch import route_context
 
 # An unread rest of this size is not worth a kept connection.
@@ -77,8 +77,8 @@ class Limits:
                 request.complete = not message.get("more_body", False)
                 if request.read > request.limit:
                     _refuse(request, 413, f"Expected a request of {request.limit} bytes or less")
-                if not _is_plain(request, message.get("body", b"")):
-                    _refuse(request, 422, EXPECTED)
+                if (expected := _wrong_text(request, message.get("body", b""))) is not None:
+                    _refuse(request, 422, expected)
             return message
 
         return read
@@ -89,15 +89,15 @@ def _refuse(request: _Request, status: int, detail: str) -> None:
     raise _Refused
 
 
-def _is_plain(request: _Request, chunk: bytes) -> bool:
+def _wrong_text(request: _Request, chunk: bytes) -> str | None:
     """Asked when the text is complete: no route acts on less. Files and forms are bytes and pass."""
     if request.forms:
-        return True
+        return None
     request.chunks.append(chunk)
     if not request.complete:
-        return True
+        return None
     text, request.chunks = b"".join(request.chunks), []
-    return is_plain(text)
+    return refusal(text)
 
 
 def _sending(request: _Request, send: Send) -> Send:

@@ -30,10 +30,13 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.jobs import lease, lost, queue_rows, reaper
 from invokeai_saas.jobs.admission import Admission
+from invokeai_saas.jobs.batch_values import demand_values_fit
 from invokeai_saas.jobs.lease import EVERYTHING, Attempt, Capability, LeaseLost
 from invokeai_saas.jobs.lost import Patience
 from invokeai_saas.jobs.metering import Meter
+from invokeai_saas.swaps import readable_items
 from invokeai_saas.swaps.held_items import HeldItem, HeldItems
+from invokeai_saas.swaps.readable_items import UnreadableItem
 from invokeai_saas.wakeups.port import Wakeups
 
 LEASE_SECONDS = 60.0
@@ -82,6 +85,7 @@ class PostgresSessionQueue(HeldItems):
         Without `wakeups` the workers of other processes find new items when they look.
         """
         super().__init__(db, admission)
+        readable_items.install()
         self.can, self._wakeups = can, wakeups
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
 
@@ -116,8 +120,7 @@ class PostgresSessionQueue(HeldItems):
             with self._postgres.postgres() as cursor:
                 untold = [row["item_id"] for row in cursor.execute(UNTOLD).fetchall()]
             for item_id in untold:
-                # An unreadable graph keeps nobody else's items from being told of.
-                with self._postgres.postgres() as cursor, suppress(ValueError, SessionQueueItemNotFoundError):
+                with self._postgres.postgres() as cursor, suppress(SessionQueueItemNotFoundError):
                     if cursor.execute(TOLD, (item_id,)).rowcount:
                         self._announce(self.get_queue_item(item_id))
 
@@ -127,7 +130,7 @@ class PostgresSessionQueue(HeldItems):
             while (attempt := self._claim(device)) is not None:
                 try:
                     return self._claimed(attempt)
-                except ValueError as error:
+                except UnreadableItem as error:
                     # Upstream would meet it again at every claim, and nobody behind it would have their turn.
                     self._fail_unreadable(attempt, error)
             return None
@@ -148,7 +151,7 @@ class PostgresSessionQueue(HeldItems):
                 return self._claimed(attempt)
             except SessionQueueItemNotFoundError:
                 self.forget(attempt.item_id)
-            except ValueError as error:
+            except UnreadableItem as error:
                 self._fail_unreadable(attempt, error)
         return None
 
@@ -160,10 +163,12 @@ class PostgresSessionQueue(HeldItems):
     def _claimed(self, attempt: Attempt) -> SessionQueueItem:
         with self._postgres.transaction():
             item = self.get_queue_item(attempt.item_id)
+            if not readable_items.is_readable(item):
+                raise UnreadableItem(item.item_id)
             self._announce(item)
         return item
 
-    def _fail_unreadable(self, attempt: Attempt, error: ValueError) -> None:
+    def _fail_unreadable(self, attempt: Attempt, error: UnreadableItem) -> None:
         with self._postgres.postgres() as cursor:
             self._lock(attempt.item_id)
             cursor.execute(FAIL_UNREADABLE, {"item_id": attempt.item_id, "error_type": type(error).__name__})
@@ -227,6 +232,7 @@ class PostgresSessionQueue(HeldItems):
         """As upstream, but all or none: raises QueueFull where upstream retries as many as fit."""
         with self._postgres.postgres() as cursor:
             owners = [row["user_id"] for row in self._demand_room_to_retry(cursor, queue_id, item_ids)]
+            self._demand_readable(item_ids)
             before = queue_rows.last_item(cursor)
             result = super().retry_items_by_id(queue_id, item_ids)
             if self._admission is not None:
@@ -262,6 +268,7 @@ class PostgresSessionQueue(HeldItems):
 
     def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """All of the batch or, with QueueFull, nothing. `prepend` is ignored: turns are given by waiting (decision 18)."""
+        demand_values_fit(batch)
         wanted = calc_session_count(batch)
         with _as_owner(user_id), self._postgres.postgres() as cursor:
             admitted = None if self._admission is None else self._admission.admit(cursor, user_id, batch)
@@ -281,6 +288,15 @@ class PostgresSessionQueue(HeldItems):
         """Tell idle workers of the items that this transaction made after `since`."""
         if self._wakeups is not None:
             self._wakeups.send(queue_rows.wakeups(cursor, since))
+
+    def _demand_readable(self, item_ids: list[int]) -> None:
+        """An item that cannot be read would be repeated as an empty graph."""
+        for item_id in item_ids:
+            with suppress(SessionQueueItemNotFoundError):
+                item = self.get_queue_item(item_id)
+                root = item if item.root_item_id is None else self.get_queue_item(item.root_item_id)
+                if not readable_items.is_readable(root):
+                    raise UnreadableItem(item_id)
 
     def _demand_room_to_retry(self, cursor: queue_rows.Cursor, queue_id: str, item_ids: list[int]) -> list[Any]:
         owners = cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall()

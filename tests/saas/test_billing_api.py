@@ -3,13 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from saas.billed import grants, open_shop
+from saas.billed import CREDITS, grants, open_shop
 from saas.people import rows
 from saas.test_billing_webhooks import door
 
 from invokeai_saas.billing import service
 
 REASON = "tries the new video models"
+AT_ONCE = 50
 
 
 @pytest.fixture
@@ -76,17 +77,36 @@ def test_a_second_subscription_is_409(shop, client, ann):
     assert client.post("/api/v1/subscriptions/subscribe", json={"plan_id": "pro"}, headers=as_(ann)).status_code == 409
 
 
-def test_the_same_key_fifty_times_at_once_is_one_checkout(shop, client, ann):
+@pytest.mark.parametrize(("path", "body", "other"), [
+    ("credits/purchase", {"pack": "small"}, {"pack": "large"}), ("subscriptions/subscribe", {"plan_id": "starter"}, {"plan_id": "pro"}),
+])  # fmt: skip
+def test_the_same_key_fifty_times_at_once_is_one_checkout(shop, client, ann, path, body, other):
     def buy(_):
-        answer = client.post("/api/v1/credits/purchase", json={"pack": "small"}, headers=as_(ann, "once"))
+        answer = client.post(f"/api/v1/{path}", json=body, headers=as_(ann, "once"))
         return answer.status_code, answer.json()["session_id"]
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = set(pool.map(buy, range(50)))
-    other = client.post("/api/v1/credits/purchase", json={"pack": "large"}, headers=as_(ann, "once"))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = set(pool.map(buy, range(AT_ONCE)))
+    conflict = client.post(f"/api/v1/{path}", json=other, headers=as_(ann, "once"))
 
     assert len(answers) == len(shop.double.all("checkout.session")) == 1
-    assert other.status_code == 409
+    assert conflict.status_code == 409
+
+
+def test_the_same_key_fifty_times_at_once_is_one_upgrade(shop, client, ann):
+    shop.pay(service.subscribe(shop.billing, ann.principal, plan_id="starter", key="s"))
+
+    def upgrade(_):
+        answer = client.put("/api/v1/subscriptions/change-plan", json={"plan_id": "pro"}, headers=as_(ann, "once"))
+        return answer.status_code, answer.text
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = set(pool.map(upgrade, range(AT_ONCE)))
+    shop.bring()
+
+    # The first month's, and the difference: once.
+    assert {status for status, _ in answers} == {200}
+    assert [row["total_credits"] for row in grants(shop, ann.user_id)] == [CREDITS["starter"], CREDITS["pro"] - CREDITS["starter"]]
 
 
 def test_the_same_key_fifty_times_at_once_is_one_tester_grant(shop, client, clerk, ann):
@@ -95,8 +115,8 @@ def test_the_same_key_fifty_times_at_once_is_one_tester_grant(shop, client, cler
     def grant(_):
         return client.post("/api/v1/admin/tester-plan/grant", json=body, headers=as_(clerk, "once")).status_code
 
-    with ThreadPoolExecutor(8) as pool:
-        statuses = set(pool.map(grant, range(50)))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        statuses = set(pool.map(grant, range(AT_ONCE)))
 
     assert statuses == {201}
     assert [row["total_credits"] for row in grants(shop, ann.user_id)] == [50000]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from saas.books import as_owner, drift, give, hold, picture, remaining, run
 from saas.people import rows
-from saas.test_session_queue import Events, invoker
+from saas.queues import Events, invoker
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease, reaper

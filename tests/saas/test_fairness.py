@@ -195,6 +195,19 @@ def test_two_claims_at_once_for_the_only_user_both_get_an_item(open_database, ds
         assert (early, other.result(timeout=30).item_id) == (False, second)
 
 
+def test_a_turn_that_a_stopped_process_holds_is_not_waited_for(database, dsn):
+    """Its connection ends by itself after a while (idle_in_transaction_session_timeout), and then it is anybody's turn again."""
+    add_items(database, "ann", 1)
+    with psycopg.connect(dsn) as stopped:
+        stopped.execute("SELECT 1 FROM queue_turns FOR UPDATE")
+        began = time.monotonic()
+        nothing = claim_one(database)
+        waited = time.monotonic() - began
+
+    assert (nothing, claim_one(database) is None) == (None, False)
+    assert 1 < waited < 20
+
+
 def test_items_that_somebody_is_canceling_are_passed_over(database, dsn):
     held, free = add_items(database, "ann", 2)
     bobs = add_items(database, "bob", 1)[0]

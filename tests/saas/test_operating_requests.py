@@ -15,7 +15,7 @@ from invokeai_saas.errors import BadSettings
 from invokeai_saas.operating import watch
 from invokeai_saas.operating.install import uvicorn_options
 from invokeai_saas.operating.limits import Limits
-from invokeai_saas.operating.plain_text import EXPECTED, is_plain
+from invokeai_saas.operating.plain_text import EXPECTED, EXPECTED_NUMBERS, is_plain, refusal
 from invokeai_saas.operating.ports import demand_free_port
 from invokeai_saas.settings import Settings, load_settings
 from invokeai_saas.web.schema import describe_in_a_thread
@@ -325,3 +325,13 @@ def test_the_description_is_made_once_beside_the_loop():
 
     assert first.json()["openapi"] and first.content == second.content
     assert len(threads) == 1 and threads[0] is not loop_thread
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1E+400", "1" * 400 + ".5"])
+def test_numbers_that_json_does_not_have_are_refused(number):
+    assert refusal(f'{{"a": [{number}]}}'.encode()) == EXPECTED_NUMBERS
+
+
+@pytest.mark.parametrize("body", ['{"a": "NaN and Infinity 1e999"}', '{"a": 1e300}', "infinitely little {", '{"a": 0.1e-400}', "1" * 400])
+def test_words_that_look_like_them_are_not(body):
+    assert refusal(body.encode()) is None

@@ -53,7 +53,7 @@ def slow_request(url, seconds, into):
 
     def get():
         try:
-            into.append(httpx.get(f"{url}/api/v1/slow?seconds={seconds}", timeout=60).status_code)
+            into.append(httpx.get(f"{url}/api/v1/slow?seconds={seconds}", timeout=seconds + 60).status_code)
         except httpx.TransportError as error:
             into.append(error)
 
@@ -123,10 +123,10 @@ def test_a_second_signal_ends_the_wait(dsn):
     with server(dsn, grace_seconds=400) as (process, url):
         asking = slow_request(url, 390, answers)
         started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        end_of(process)
+        # Two that come while a busy process looks away are one.
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
         asking.join()
 
     # Far from the request's end, on a machine however busy.

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from saas.queues import queue_of
 from saas.rows import AT_ONCE, add_items, status_of
-from saas.test_session_queue import queue_of
 from saas.workers import Worker
 
 from invokeai_saas.db import tenancy

@@ -78,7 +78,7 @@ BEGIN
         RETURN session;
     END IF;
     RETURN json_build_object('id', session::json -> 'id', 'graph', session::json -> 'graph')::text;
-EXCEPTION WHEN data_exception THEN
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN session;
 END $$;
 

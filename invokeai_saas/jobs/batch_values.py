@@ -1,0 +1,56 @@
+"""A batch in, refused where a value that it puts into a node would not be read again: InvokeAI writes values into the graph unchecked.
+
+    data [[seed: 1, "two"]] ─► each value in its node, read as a worker will read it ─► 400 that names node, field and value
+
+An item that cannot be read could neither run, nor be listed, nor be canceled by InvokeAI's own code.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from invokeai.app.services.session_queue.session_queue_common import Batch
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+
+from invokeai_saas.errors import SaasError
+
+SHOWN = 80
+
+
+class BadBatch(SaasError):
+    """A batch whose items could not be read."""
+
+    status = 400
+
+
+def demand_values_fit(batch: Batch) -> None:
+    """Raise BadBatch for a list without values, and for the first value that its field does not take."""
+    for group in batch.data or ():
+        for datum in group:
+            if not datum.items:
+                raise BadBatch(f"data of {datum.node_path!r}, {datum.field_name}: expected at least one value, got none")
+            node = batch.graph.get_node(datum.node_path)
+            kept = node.model_dump(mode="json", warnings=False, exclude_none=True)
+            for value in _distinct(datum.items):
+                try:
+                    type(node).model_validate_json(json.dumps({**kept, datum.field_name: value}, allow_nan=False))
+                except (ValueError, TypeError) as error:
+                    # A field's own check may meet a type that it did not expect.
+                    where = f"data of {datum.node_path!r}, {datum.field_name}"
+                    raise BadBatch(f"{where}: expected {_expected(error)}, got {repr(value)[:SHOWN]}") from None
+
+
+def _distinct(items: list[Any]) -> Iterator[Any]:
+    seen: set[str] = set()
+    for item in items:
+        value = to_jsonable_python(item)
+        if (key := repr(value)) not in seen:
+            seen.add(key)
+            yield value
+
+
+def _expected(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "a value that the field takes"
+    return f"a value that the field takes ({error.errors(include_url=False, include_input=False)[0]['msg']})"

@@ -114,7 +114,8 @@ def test_killed_at_random_every_item_ends_once_with_one_bill_and_one_picture(fle
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    workers = [fleet.worker(options={"name": name}) for name in ("a", "b")]
+    # So many kills would look like workers that cannot work.
+    workers = [fleet.worker(options={"name": name}, quarantine_after=1000) for name in ("a", "b")]
     for worker in workers:
         worker.await_log("is ready")
     killed: Counter[str] = Counter()
@@ -132,7 +133,7 @@ def test_killed_at_random_every_item_ends_once_with_one_bill_and_one_picture(fle
             killed[kind] += 1
         if kind == "supervisor":
             workers[which].wait(10)
-            workers[which] = fleet.worker(options={"name": f"again-{killed.total()}"})
+            workers[which] = fleet.worker(options={"name": f"again-{killed.total()}"}, quarantine_after=1000)
     ended = fleet.await_end(workers=tuple(workers))
     states = Counter(row["state"] for row in rows(fleet.database, "SELECT state FROM job_attempts"))
     print(f"killed {dict(killed)}; items {dict(ended)}; attempts {dict(states)}")

@@ -1,7 +1,7 @@
 """Settings in, a server out: InvokeAI's own application with our services, routes and middleware.
 
-open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
-serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
+    open_server: database ─► files ─► accounts ─► routes closed ─► services swapped ─► InvokeAI's application ─► our routes ─► middleware
+    serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
 import os
@@ -24,6 +24,7 @@ from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
 from invokeai_saas.events.opening import open_bus
+from invokeai_saas.jobs.waiting import PositionEvents, Waiting
 from invokeai_saas.operating import collector, logs
 from invokeai_saas.operating.health import Pulse
 from invokeai_saas.operating.install import Operated, install, uvicorn_options
@@ -34,6 +35,7 @@ from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
 from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
+from invokeai_saas.wakeups.opening import sending_of
 from invokeai_saas.workers.gauges import FleetGauges
 from invokeai_saas.workers.inside import InsideWorker
 
@@ -52,8 +54,8 @@ class Server:
     loop: Any
 
 
-def serve(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+def serve(settings: Settings, *, worker: bool = True) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Without `worker` it runs no queue items."""
     collector.pause()
     import uvicorn
 
@@ -67,7 +69,7 @@ def serve(settings: Settings) -> int:
             stack.enter_context(sole_server(settings.data_dir))
             stack.callback(stop_embedded, settings.data_dir)
             stack.enter_context(keep_alive(settings.data_dir))
-        server = open_server(settings)
+        server = open_server(settings, worker=worker)
         announce_first_admin(server)
         server.operated.start()
         config = uvicorn.Config(server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings))
@@ -75,7 +77,7 @@ def serve(settings: Settings) -> int:
         return serve_gracefully(graceful, server.shutdown, server.loop)
 
 
-def open_server(settings: Settings) -> Server:
+def open_server(settings: Settings, *, worker: bool = True) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
     accounts = _accounts(settings, database)
@@ -87,7 +89,9 @@ def open_server(settings: Settings) -> Server:
         zips=settings.data_dir / "zips",
         sharing=settings.sharing,
         metering=settings.metering,
-        bus=open_bus(settings, database),
+        worker=worker,
+        bus=open_bus(settings, database, others=not worker),
+        wakeups=sending_of(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -100,6 +104,8 @@ def open_server(settings: Settings) -> Server:
 
     def close() -> None:
         operated.close()
+        if parts.wakeups is not None:
+            parts.wakeups.close()
         database.close()
 
     shutdown = Shutdown(grace_seconds=settings.shutdown_grace_seconds, stop_work=_stop_work, close=(close,))
@@ -115,20 +121,21 @@ def open_server(settings: Settings) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (*_relays(parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
+    loops = (*_listening(app, parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
 
-def _relays(parts: Parts) -> Sequence[Any]:
-    """What all processes publish, to this one's sockets."""
-    if parts.bus is None:
-        return ()
+def _listening(app: Any, parts: Parts) -> Sequence[Any]:
+    """What this process' sockets hear beside what happens in it: everything that other processes publish, and places in the queue."""
     from invokeai.app.api_app import socket_io
 
     from invokeai_saas.events.relay import Relay
 
-    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here),)
+    positions = PositionEvents(app.state.saas_waiting, socket_io.users_here, _tell_here)
+    if parts.bus is None:
+        return (positions,)
+    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here), positions)
 
 
 def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
@@ -191,7 +198,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.admin.api import dashboards_router
     from invokeai_saas.billing import api as billing_api
     from invokeai_saas.credits import api as credits_api
-    from invokeai_saas.jobs.api import queue_router
+    from invokeai_saas.jobs.api import jobs_router, queue_router
     from invokeai_saas.plans import api as plans_api
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
@@ -199,10 +206,10 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.workers.api import gpu_router
 
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
-    app.state.saas_files = parts.files
+    app.state.saas_files, app.state.saas_waiting = parts.files, Waiting(parts.database)
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing)
-    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
+    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, jobs_router, files_router)
     for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)

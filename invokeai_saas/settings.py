@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from invokeai_saas.errors import BadSettings
 from invokeai_saas.storage.signing import MIN_SECRET_BYTES
 
+_CELERY_SCHEMES = ("celery+redis://", "celery+rediss://", "celery+sqs://")
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
 _BOUNDS = re.compile(r"((basic|high_performance|dedicated)=)?\d{1,5}-\d{1,5}")
@@ -91,6 +92,11 @@ class Settings(BaseSettings):
         description="How events reach all processes: postgres, the address of a Redis (redis://... or rediss://..., a database number of "
         "its own), or local for a single process. Default: postgres with DATABASE_URL, else local.",
     )
+    wakeups: SecretStr | None = Field(
+        default=None,
+        description="How idle workers hear of a new item: procrastinate (on the same Postgres), celery+redis://... (or rediss), "
+        "celery+sqs://..., or none: they look every second. Default: procrastinate with DATABASE_URL, else none.",
+    )
     public_url: str = Field(
         default_factory=lambda known: f"http://localhost:{known.get('port', 9090)}",
         description="Where people reach this server; letters link to it. Default: http://localhost and the port.",
@@ -142,6 +148,22 @@ class Settings(BaseSettings):
         default=30, description="Longest wait for requests and the worker at the end."
     )
 
+    # GPU workers: see workers/.
+    lease_seconds: Annotated[float, Field(ge=2, le=600)] = Field(
+        default=8.0, description="A worker that is not heard of for so long loses its item. The server's own worker keeps 60."
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=3600.0, description="How long a worker that is told to end may finish the item that runs; then it gives it back."
+    )
+    stop_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long a worker waits for the step that runs when an item is to stop; then its process is killed."
+    )
+    quarantine_after: Annotated[int, Field(ge=1)] = Field(
+        default=3, description="After so many items in a row that fail by the worker's own fault it takes no more."
+    )
+    worker_min_free_mb: Annotated[int, Field(ge=0)] = Field(
+        default=512, description="Free space on the disk below which a worker takes no items."
+    )
     # The fleet: see workers/.
     scale_bounds: Words = Field(
         default=("1-10",), description="Fewest and most workers that scaling advises, for every tier or as basic=1-20,dedicated=1-2."
@@ -178,6 +200,14 @@ class Settings(BaseSettings):
         transport = "local" if value is None else value.get_secret_value()
         if transport not in ("local", "postgres") and not transport.startswith(("redis://", "rediss://")):
             raise ValueError("expected local, postgres, or an address that starts with redis:// or rediss://")
+        return value
+
+    @field_validator("wakeups")
+    @classmethod
+    def _a_way_to_wake(cls, value: SecretStr | None) -> SecretStr | None:
+        way = "none" if value is None else value.get_secret_value()
+        if way not in ("none", "procrastinate") and not way.startswith(_CELERY_SCHEMES):
+            raise ValueError("expected procrastinate, none, or an address that starts with " + ", ".join(_CELERY_SCHEMES))
         return value
 
     @field_validator("stripe_secret_key")
@@ -283,8 +313,15 @@ class Settings(BaseSettings):
     def events_transport(self) -> str:
         """local, postgres or the address of a Redis."""
         if self.events is not None:
-            return self.events.get_secret_value()
+            return str(self.events.get_secret_value())
         return "local" if self.database_url is None else "postgres"
+
+    @property
+    def wakeups_transport(self) -> str:
+        """procrastinate, none, or celery+ and the address of a broker."""
+        if self.wakeups is not None:
+            return str(self.wakeups.get_secret_value())
+        return "none" if self.database_url is None else "procrastinate"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -5,9 +5,14 @@ from invokeai_saas.events.bus import EventBus
 from invokeai_saas.settings import Settings
 
 
-def open_bus(settings: Settings, database: PostgresDatabase) -> EventBus | None:
-    """None for `local`: one process, whose events reach its own sockets. Raises BadSettings for a Redis that does not answer."""
+def open_bus(settings: Settings, database: PostgresDatabase, *, others: bool = False) -> EventBus | None:
+    """None for `local`: one process, whose events reach its own sockets. Raises BadSettings for a Redis that does not answer.
+
+    `others`: items run in other processes than this one, or this is one of those: then `local` means postgres.
+    """
     transport = settings.events_transport
+    if others and transport == "local":
+        transport = "postgres"
     if transport == "local":
         return None
     if transport == "postgres":

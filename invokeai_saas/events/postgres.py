@@ -9,6 +9,7 @@ by their number: a commit that took long is found when it is there, and nothing 
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from threading import Event, Thread
@@ -23,6 +24,8 @@ from invokeai_saas.events.outbox import Outbox
 
 CHANNEL, WANTED_CHANNEL = "saas_events", "saas_wanted"
 POLL_SECONDS = 1.0
+# How soon a listener sees that it shall end.
+STOP_SECONDS = 0.2
 # How long a transaction waits for what its process published before it.
 FLUSH_SECONDS = 2.0
 # A NOTIFY takes 8,000 bytes.
@@ -44,7 +47,7 @@ SELECT pg_current_snapshot()::text AS snapshot, pg_snapshot_xmax(%(since)s::pg_s
     COALESCE(event.number, 0) AS number
 FROM (VALUES (1)) AS always LEFT JOIN bus_events AS event
     ON event.xact >= pg_snapshot_xmin(%(since)s::pg_snapshot) AND NOT pg_visible_in_snapshot(event.xact, %(since)s::pg_snapshot)
-    AND (NOT event.passing OR (event.user_id = ANY(%(here)s)
+    AND (NOT event.passing OR ((event.user_id IS NULL OR event.user_id = ANY(%(here)s))
         AND event.created_at > clock_timestamp() - make_interval(secs => %(passing_seconds)s)))
 ORDER BY event.id
 """
@@ -185,9 +188,12 @@ class _Listener:
                 self._stop.wait(self._poll_seconds)
 
     def _heard(self, connection: psycopg.Connection[Any]) -> list[str]:
-        """Waits for the first, then takes all that are there."""
-        first = [each.payload for each in connection.notifies(timeout=self._poll_seconds, stop_after=1)]
-        return first + [each.payload for each in connection.notifies(timeout=0)] if first else []
+        """Waits for the first, then takes all that are there; nothing when none came in time, or at the end."""
+        deadline = time.monotonic() + self._poll_seconds
+        while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            if first := [each.payload for each in connection.notifies(timeout=min(left, STOP_SECONDS), stop_after=1)]:
+                return first + [each.payload for each in connection.notifies(timeout=0)]
+        return []
 
     def _look(self, told: Callable[[list[str]], None]) -> None:
         """A pooler that lets nobody listen still answers."""

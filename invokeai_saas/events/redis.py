@@ -90,7 +90,7 @@ class RedisBus:
         for entry_id, fields in answer[0][1] if answer else ():
             position[0] = entry_id
             message = _message(fields)
-            if self._received.is_new(message) and (not message.is_passing or message.user_id in here):
+            if self._received.is_new(message) and (not message.is_passing or message.user_id is None or message.user_id in here):
                 receive(message)
 
     def _hear(self, callback: Wanted) -> None:

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 from fastapi_events.registry.payload_schema import registry as payload_schema
 from invokeai.app.services.events.events_common import (
     BatchEnqueuedEvent,
+    DownloadProgressEvent,
     EventBase,
     InvocationProgressEvent,
+    ModelInstallDownloadProgressEvent,
     QueueClearedEvent,
     QueueItemsCanceledEvent,
     QueueItemsRetriedEvent,
@@ -130,8 +132,13 @@ class Relay:
 
 
 def _replaces(event: EventBase) -> str | None:
+    """The key of progress."""
     if isinstance(event, InvocationProgressEvent):
         return f"progress {event.item_id}"
+    if isinstance(event, DownloadProgressEvent):
+        return f"download {event.source}"
+    if isinstance(event, ModelInstallDownloadProgressEvent):
+        return f"install {event.id}"
     return event.replaces if isinstance(event, ToldUser) else None
 
 

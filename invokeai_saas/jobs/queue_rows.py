@@ -9,6 +9,7 @@ from psycopg.rows import DictRow
 
 from invokeai_saas.errors import SaasError
 from invokeai_saas.jobs.routing import ANYWHERE, Route
+from invokeai_saas.wakeups.port import MOST, Wakeup
 
 Cursor = psycopg.Cursor[DictRow]
 # One enqueue per user at a time: the count of pending items and the insert after it belong together.
@@ -41,6 +42,8 @@ SESSIONS_SINCE = """
 SELECT item_id, session FROM session_queue
 WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item_id IS NOT NULL ORDER BY item_id
 """
+# What idle workers are told of. Somebody else's new item among them is told of twice: one look too many.
+NEW_ITEMS = "SELECT item_id, user_id, tiers FROM session_queue WHERE item_id > %s AND status = 'pending' ORDER BY item_id LIMIT %s"
 # The item of `current` is any one that runs: InvokeAI takes the first that it finds.
 STATUS = """
 WITH counted AS (
@@ -102,6 +105,12 @@ def last_item(cursor: Cursor) -> int:
 def sessions_since(cursor: Cursor, user_id: str, item_id: int) -> dict[int, str]:
     """item_id -> session (JSON) of what this transaction retried after `item_id`."""
     return {row["item_id"]: row["session"] for row in cursor.execute(SESSIONS_SINCE, (user_id, item_id)).fetchall()}
+
+
+def wakeups(cursor: Cursor, since: int) -> list[Wakeup]:
+    """Whom the items enqueued after `since` are for."""
+    rows = cursor.execute(NEW_ITEMS, (since, MOST)).fetchall()
+    return [Wakeup(row["item_id"], row["user_id"], None if row["tiers"] is None else tuple(row["tiers"])) for row in rows]
 
 
 def status(cursor: Cursor, queue_id: str, *, user_id: str | None, owner: str | None, sees_all: bool) -> SessionQueueStatus:

@@ -14,6 +14,7 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
 from invokeai_saas.events.bus import EventBus
 from invokeai_saas.storage.files import Files
+from invokeai_saas.wakeups.port import Wakeups
 
 # Latents of 32 channels (FLUX.2, taken apart) are an eighth of the picture, those of 48 (Wan 2.2) a sixteenth.
 MOST_CHANNELS_BY_8 = 32
@@ -36,6 +37,8 @@ class Parts:
     metering: bool = True
     # How events reach other processes; None: they do not.
     bus: EventBus | None = None
+    # How idle workers of other processes hear of an enqueue; None: they look every second.
+    wakeups: Wakeups | None = None
     # Items run in this process; without it other processes run them.
     worker: bool = True
 
@@ -108,7 +111,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
             on_node_error_callbacks=[running.node_failed],
         ),
         "DefaultSessionProcessor": LeasedSessionProcessor if parts.worker else IdleSessionProcessor,
-        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database, admission=admission),
+        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database, admission=admission, wakeups=parts.wakeups),
         "ModelRecordServiceSQL": SharedModelRecords,
         "SqliteModelRelationshipRecordStorage": SharedModelRelationships,
         "UserService": Users,

@@ -26,20 +26,21 @@ _ZIP_READER = "PytorchStreamReader"
 logger = logging.getLogger(__name__)
 
 
-class UnchargedModelLoads(ModelLoadService):
-    """From the disk into memory, with the wait for whoever loads the same, and on a worker from the bucket to the disk."""
+class LoadsOfThisMachine(ModelLoadService):
+    """Upstream's loads of files that are looked after: fetched before, and looked at when they do not load."""
 
     # A worker with --models sync sets it before InvokeAI's services are made.
     model_files: ClassVar[ModelFiles | None] = None
 
-    @uncharged
     def load_model(self, model_config: Any, submodel_type: Any = None, user_id: str | None = None) -> Any:
         """As upstream; raises ModelUnavailable where this machine's files are to blame."""
         if not _has_files(model_config):
             return super().load_model(model_config, submodel_type, user_id)
         path, files = self._path(model_config), self.model_files
+        # As it is in the records: upstream's loaders write the absolute one into the config that they get.
+        recorded = str(model_config.path)
         if files is not None:
-            path = files.ensure(model_config.key, model_config.path)
+            path = files.ensure(model_config.key, recorded)
         if not path.exists():
             raise ModelMissing(f"model {model_config.name} ({model_config.key}) has no files on this machine")
         config = _at(model_config, path)
@@ -48,16 +49,21 @@ class UnchargedModelLoads(ModelLoadService):
         except Exception as error:
             if not _reads_like_broken_files(error):
                 raise
-            if files is not None and files.repair(model_config.key, model_config.path):
+            if files is not None and files.repair(model_config.key, recorded):
                 return super().load_model(config, submodel_type, user_id)
             if _has_other_bytes(model_config, path):
                 raise ModelCorrupt(f"model {model_config.name} ({model_config.key}) has other bytes than were installed") from error
             raise
 
-    load_model_from_path = uncharged(ModelLoadService.load_model_from_path)
-
     def _path(self, model_config: Any) -> Path:
         return Path(self._app_config.models_path / model_config.path)
+
+
+class UnchargedModelLoads(LoadsOfThisMachine):
+    """From the disk into memory, with the wait for whoever loads the same, and on a worker from the bucket to the disk."""
+
+    load_model = uncharged(LoadsOfThisMachine.load_model)
+    load_model_from_path = uncharged(ModelLoadService.load_model_from_path)
 
 
 class UnchargedModelCache(ModelCache):
@@ -79,15 +85,18 @@ def _has_files(config: Any) -> bool:
 
 def _at(config: Any, path: Path) -> Any:
     """The config as this machine has it: InvokeAI keeps the parts of some folders by the path where they were installed."""
-    parts = {
-        name: part.model_copy(update={"path_or_prefix": str(path / part.path_or_prefix.rpartition(f"/{config.key}/")[2])})
-        for name, part in (getattr(config, "submodels", None) or {}).items()
-        if f"/{config.key}/" in part.path_or_prefix and not Path(part.path_or_prefix).exists()
-    }
-    moved: dict[str, Any] = {"submodels": {**config.submodels, **parts}} if parts else {}
+    parts = getattr(config, "submodels", None) or {}
+    moved = {name: _part_at(config.key, part, path) for name, part in parts.items() if not Path(part.path_or_prefix).exists()}
+    changes: dict[str, Any] = {"submodels": {**parts, **moved}} if moved else {}
     if Path(config.path).is_absolute() and Path(config.path) != path:
-        moved["path"] = str(path)
-    return config.model_copy(update=moved) if moved else config
+        changes["path"] = str(path)
+    return config.model_copy(update=changes)
+
+
+def _part_at(key: str, part: Any, path: Path) -> Any:
+    """The part inside of the model's folder here, where it is there; else as it was."""
+    inside = part.path_or_prefix.rpartition(f"/{key}/")[2] if f"/{key}/" in part.path_or_prefix else Path(part.path_or_prefix).name
+    return part.model_copy(update={"path_or_prefix": str(path / inside)}) if (path / inside).exists() else part
 
 
 def _reads_like_broken_files(error: Exception) -> bool:

@@ -37,6 +37,7 @@ from invokeai_saas.jobs.metering import Meter
 from invokeai_saas.swaps import readable_items
 from invokeai_saas.swaps.held_items import HeldItem, HeldItems
 from invokeai_saas.swaps.readable_items import UnreadableItem
+from invokeai_saas.wakeups.port import Wakeups
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 3
@@ -77,11 +78,15 @@ class PostgresSessionQueue(HeldItems):
         worker_id: str | None = None,
         admission: Admission | None = None,
         can: Capability = EVERYTHING,
+        wakeups: Wakeups | None = None,
     ) -> None:
-        """`can` is what this process's worker takes; where it names an incarnation, called workflows are pinned to it."""
+        """`can` is what this process's worker takes; where it names an incarnation, called workflows are pinned to it.
+
+        Without `wakeups` the workers of other processes find new items when they look.
+        """
         super().__init__(db, admission)
         readable_items.install()
-        self.can = can
+        self.can, self._wakeups = can, wakeups
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
 
     @property
@@ -234,6 +239,7 @@ class PostgresSessionQueue(HeldItems):
                 for owner in owners:
                     with _as_owner(owner):
                         self._admission.admit_again(cursor, owner, queue_rows.sessions_since(cursor, owner, before))
+            self._wake(cursor, since=before)
             return result
 
     def enqueue_workflow_call_child(self, parent_queue_item: SessionQueueItem, *args: Any, **kwargs: Any) -> SessionQueueItem:
@@ -245,6 +251,7 @@ class PostgresSessionQueue(HeldItems):
             child = super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
             with tenancy.as_system("called workflows run where their parent ran"), self._postgres.postgres() as system:
                 system.execute(ROUTE_OF_PARENT, {"item_id": child.item_id, "pin": self.can.incarnation})
+            self._wake(cursor, since=child.item_id - 1)
             return child
 
     def resume_queue_item(self, item_id: int, queue_item: SessionQueueItem | None = None) -> SessionQueueItem:
@@ -273,6 +280,7 @@ class PostgresSessionQueue(HeldItems):
             result = EnqueueBatchResult(
                 queue_id=queue_id, requested=wanted, enqueued=len(rows), batch=batch, priority=0, item_ids=item_ids[::-1]
             )
+            self._wake(cursor, since=min(item_ids, default=0) - 1)
             self.events.emit_batch_enqueued(result, user_id=user_id)
         return result
 
@@ -284,6 +292,11 @@ class PostgresSessionQueue(HeldItems):
                 root = item if item.root_item_id is None else self.get_queue_item(item.root_item_id)
                 if not readable_items.is_readable(root):
                     raise UnreadableItem(item_id)
+
+    def _wake(self, cursor: queue_rows.Cursor, *, since: int) -> None:
+        """Tell idle workers of the items that this transaction made after `since`."""
+        if self._wakeups is not None:
+            self._wakeups.send(queue_rows.wakeups(cursor, since))
 
     def _demand_room_to_retry(self, cursor: queue_rows.Cursor, queue_id: str, item_ids: list[int]) -> list[Any]:
         owners = cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall()

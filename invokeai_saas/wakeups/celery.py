@@ -14,10 +14,9 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
-from kombu import Connection
 from kombu import Queue as BrokerQueue
 
 from invokeai_saas.db.database import PostgresDatabase
@@ -90,6 +89,9 @@ class CeleryWakeups:
 
     def _send_all(self) -> None:
         sender = _Sender(self._app, fifo=self._is_sqs)
+        with suppress(Exception):
+            # Said when there is something to send.
+            sender.connect()
         while not (self._closing.is_set() and self._outbox.empty()):
             try:
                 queue, item = self._outbox.get(timeout=0.2)
@@ -122,18 +124,27 @@ class _Sender:
 
     def __init__(self, app: Celery, *, fifo: bool) -> None:
         self._app, self._fifo = app, fifo
-        self._connection: Connection | None = None
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def connect(self) -> Any:
+        """The connection, made where there is none; with it what Celery makes at the first use, which takes a third of a second."""
+        if self._connection is None:
+            connection = self._app.connection_for_write()
+            self._producer = self._app.amqp.Producer(connection.default_channel, auto_declare=False)
+            assert self._app.amqp.router and self._app.amqp.send_task_message
+            self._connection = connection
+        return self._connection
 
     def send(self, queue: str, item: Wakeup) -> None:
         """One token, where there is room. Raises whatever the client raises."""
-        connection = self._connection = self._connection or self._app.connection_for_write()
+        connection = self.connect()
         # With all workers busy tokens would only pile up. SQS counts a minute late, and forgets by itself.
         if not self._fifo and _bound(connection, queue).queue_declare().message_count >= MOST:
             return
         # A group per user: a flood of one delays nobody else's tokens.
         options = {"MessageGroupId": item.user_id, "MessageDeduplicationId": str(item.item_id)} if self._fifo else {}
-        producer = self._app.amqp.Producer(connection, auto_declare=False)
-        self._app.send_task(TASK, (item.item_id,), queue=queue, producer=producer, retry=False, ignore_result=True, **options)
+        self._app.send_task(TASK, (item.item_id,), queue=queue, producer=self._producer, retry=False, ignore_result=True, **options)
 
     def close(self) -> None:
         """The next token makes a new connection."""
@@ -202,7 +213,7 @@ def app_of(url: str) -> Celery:
     else:
         options |= {"global_keyprefix": prefix, "socket_timeout": POLL_SECONDS + TIMEOUT_SECONDS}
         options |= {"socket_connect_timeout": TIMEOUT_SECONDS}
-    app = Celery("invokeai-saas", broker=urlunsplit(parts._replace(query="")), set_as_current=False, fixups=[])
+    app = Celery("invokeai-saas", broker=f"{parts.scheme}://{parts.netloc}{parts.path}", set_as_current=False, fixups=[])
     app.conf.update(
         broker_transport_options=options,
         broker_connection_timeout=TIMEOUT_SECONDS,
@@ -213,5 +224,7 @@ def app_of(url: str) -> Celery:
     return app
 
 
-def _bound(connection: Connection, queue: str) -> BrokerQueue:
-    return BrokerQueue(queue)(connection.default_channel)
+def _bound(connection: Any, queue: str) -> Any:
+    # Kombu has no types.
+    make: Any = BrokerQueue
+    return make(queue)(connection.default_channel)

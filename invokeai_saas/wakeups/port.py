@@ -33,7 +33,7 @@ class Wakeups(Protocol):
     """One transport. Thread-safe; one object serves all devices of a worker process. Open it after a fork, not before."""
 
     def open(self) -> None:
-        """Begin; a broker that does not answer is no reason to fail."""
+        """Be ready to send; who only waits need not. A broker that does not answer is no reason to fail."""
 
     def send(self, items: Sequence[Wakeup]) -> None:
         """Wake workers for `items`, inside the transaction that enqueues them: nobody is woken for what is rolled back."""

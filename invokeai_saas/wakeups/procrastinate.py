@@ -14,6 +14,7 @@ from typing import Any
 import procrastinate
 import psycopg
 from procrastinate.manager import get_channel_for_queues
+from procrastinate.types import JSONDict
 from psycopg import sql
 
 from invokeai_saas.db import tenancy
@@ -76,7 +77,8 @@ class ProcrastinateWakeups:
     def _defer(self, connection: psycopg.Connection[Any], queue: str, tokens: Sequence[Wakeup]) -> None:
         if tokens:
             task = self._app.configure_task(TASK, queue=queue, connection=connection)
-            task.batch_defer(*({"item_id": token.item_id} for token in tokens))
+            told: list[JSONDict] = [{"item_id": token.item_id} for token in tokens]
+            task.batch_defer(*told)
 
 
 class _Listener(Source):

@@ -99,6 +99,7 @@ class Waiter:
                 # Not the error's text: an address may hold a password.
                 logger.warning("the wake-ups' broker does not answer (%s); workers look every second meanwhile", type(error).__name__)
             self._away = True
+            lane.asked_at = None
             self._changed.wait_for(lambda: self._over(lane), RETRY_SECONDS)
 
     def _fresh(self) -> int:
@@ -129,7 +130,8 @@ class _Lane:
         source: Source | None = None
         while (wanted := self._waiter.wanted(self)) != "over":
             if wanted == "rest":
-                source = _closed(source)
+                _close(source)
+                source = None
                 continue
             try:
                 source = source or self._connect()
@@ -137,13 +139,13 @@ class _Lane:
                     self._waiter.give()
                 self._waiter.answers()
             except Exception as error:
-                source = _closed(source)
+                _close(source)
+                source = None
                 self._waiter.is_away(self, error)
-        _closed(source)
+        _close(source)
 
 
-def _closed(source: Source | None) -> None:
-    """Closes; None, for the name that held it."""
+def _close(source: Source | None) -> None:
     try:
         if source is not None:
             source.close()

@@ -1,6 +1,6 @@
 """Whose fault is a node's error: the graph's, or this worker's? A worker's own is no failure of the user: another worker takes the item.
 
-    error of a node ─► of(type, message) ─► None: the graph's  |  why: the worker's ─► the attempt counts as lost, the worker is counted
+error of a node ─► of(type, message) ─► None: the graph's  |  why: the worker's ─► the attempt counts as lost, the worker is counted
 """
 
 import re
@@ -16,6 +16,9 @@ _SPOILED_TYPES = ("AcceleratorError",)
 _DATABASE = ("Unavailable", "DatabaseUnavailable", "OperationalError", "AdminShutdown", "PoolTimeout")
 _TYPES = {
     "ModelUnavailable": "a model could not be had",
+    "ModelMissing": "a model is missing",
+    "ModelCorrupt": "a model's files are damaged",
+    "NoRoom": "the disk is full",
     "StorageUnavailable": "the storage does not answer",
     "StorageRefused": "the storage refuses this worker",
     "SafetensorError": "a model's files are damaged",

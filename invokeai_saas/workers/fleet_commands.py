@@ -33,7 +33,8 @@ def add_commands(subparsers: Subparsers) -> None:
     verbs = models.add_subparsers(metavar="VERB", required=True)
     push = verbs.add_parser("push", help="bring installed models into the bucket: only what is not there yet")
     push.add_argument("models", nargs="*", metavar="KEY", help="keys or names of installed models")
-    push.add_argument("--all", action="store_true", help="every installed model whose files are on this machine")
+    push.add_argument("--all", action="store_true", help="every installed model whose files are on this machine; reads all of them")
+    push.add_argument("--missing", action="store_true", help="those of --all that the bucket does not have")
     push.set_defaults(func=run_push)
     listing = verbs.add_parser("list", help="installed models, and which of them are here and in the bucket")
     listing.add_argument("--json", action="store_true", help="one JSON object instead")
@@ -67,13 +68,15 @@ def run_push(arguments: argparse.Namespace, settings: Settings) -> int:
     from invokeai_saas.errors import BadSettings
     from invokeai_saas.workers import model_store
 
-    if bool(arguments.models) == arguments.all:
-        raise BadSettings("expected keys of models, or --all")
+    if bool(arguments.models) + arguments.all + arguments.missing != 1:
+        raise BadSettings("models push: expected keys or names of models, or --all, or --missing")
     folder, store = model_store.models_folder(settings), _store(settings)
     installed = _with_database(settings, model_store.records)
-    wanted = (
-        [each for each in installed if (folder / each.path).exists()] if arguments.all else model_store.named(installed, arguments.models)
-    )
+    if arguments.models:
+        wanted = model_store.named(installed, arguments.models)
+    else:
+        there = model_store.pushed_keys(store) if arguments.missing else set()
+        wanted = [each for each in installed if each.key not in there and (folder / each.path).exists()]
     for record in wanted:
         done = model_store.push(store, record, folder)
         print(

@@ -16,13 +16,13 @@ from typing import Any
 from invokeai.app.services.session_queue.session_queue_common import QUEUE_ITEM_STATUS, SessionQueueItem
 from invokeai.backend.util.devices import TorchDevice
 
-from invokeai_saas.db import tenancy
 from invokeai_saas.jobs.holding import is_outage
-from invokeai_saas.jobs.lease import Attempt
+from invokeai_saas.jobs.lease import Attempt, Capability
 from invokeai_saas.swaps.session_processor import RETRY_SECONDS, Held, LeasedSessionProcessor
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
 from invokeai_saas.workers import faults
 from invokeai_saas.workers.faults import WorkerFault
+from invokeai_saas.workers.model_files import ModelFiles
 from invokeai_saas.workers.pipe import Done, Outcome, Why
 from invokeai_saas.workers.shared_meter import SharedMeter
 
@@ -33,8 +33,9 @@ _OUTCOMES: dict[str, Outcome] = {"completed": "completed", "failed": "failed", "
 class HandedQueue(PostgresSessionQueue):
     """Remembers how items ended, and fails none by the worker's fault."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, can: Capability, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.can = can
         self.ended: dict[int, Outcome] = {}
 
     def fail_queue_item(self, item_id: int, error_type: str, error_message: str, error_traceback: str) -> SessionQueueItem:
@@ -51,11 +52,6 @@ class HandedQueue(PostgresSessionQueue):
         if given:
             self.ended[item_id] = "handed back"
         return given
-
-    def announce(self, item_id: int) -> None:
-        """Tell the owner what the supervisor made of an item."""
-        with tenancy.as_system("a worker tells what became of an item"), self.database.transaction():
-            self._announce(self.get_queue_item(item_id))
 
     def warm_models(self, device: str | None) -> tuple[str, ...]:
         """Keys of the models in the device's memory."""
@@ -79,11 +75,21 @@ class _Elsewhere:
 
 
 class HandedProcessor(LeasedSessionProcessor):
-    """One thread that works on what it is handed. `answer` takes Done to the supervisor; `new_meter` makes an item's meter."""
+    """One thread that works on what it is handed.
 
-    def __init__(self, *args: Any, answer: Callable[[Done], None], new_meter: Callable[[int], SharedMeter], **kwargs: Any) -> None:
+    `answer` takes Done to the supervisor; `new_meter` makes an item's meter; `models` fetches what an item needs, None: it is all here.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        answer: Callable[[Done], None],
+        new_meter: Callable[[int], SharedMeter],
+        models: ModelFiles | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._answer, self._new_meter = answer, new_meter
+        self._answer, self._new_meter, self._models = answer, new_meter, models
         self._handed: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._fault: WorkerFault | None = None
 
@@ -125,7 +131,9 @@ class HandedProcessor(LeasedSessionProcessor):
         try:
             worker.queue_item = self._take(worker, attempt, stop_event)
             if worker.queue_item is not None:
-                self._work(worker, worker.queue_item, stop_event)
+                # Before any node runs: fetching is neither charged nor work.
+                with self._models_for(worker.queue_item, worker.cancel_event.is_set):
+                    self._work(worker, worker.queue_item, stop_event)
         except Exception as error:
             self._report(worker.queue_item, error)
         finally:
@@ -135,6 +143,11 @@ class HandedProcessor(LeasedSessionProcessor):
         if fault is not None:
             return Done(attempt.item_id, "worker's fault", fault.why, fault.counts, fault.spoiled, () if fault.spoiled else warm)
         return Done(attempt.item_id, ended.pop(attempt.item_id, "discarded"), warm=warm)
+
+    def _models_for(self, item: SessionQueueItem, stop: Callable[[], bool]) -> AbstractContextManager[None]:
+        if self._models is None:
+            return nullcontext()
+        return self._models.hold(item.session.model_dump_json(warnings=False, exclude_none=True), stop=stop)
 
     def _take(self, worker: Any, attempt: Attempt, stop_event: Event) -> SessionQueueItem | None:
         """The item, once the database says it: the claim is the supervisor's, and its beats keep it meanwhile."""

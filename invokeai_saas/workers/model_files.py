@@ -96,7 +96,7 @@ class ModelFiles:
 
     def target(self, key: str, path: str) -> Path:
         """Where a record's model lies here. One that was installed in place, elsewhere, gets a place of its own."""
-        if not Path(path).is_absolute():
+        if not Path(path).is_absolute() or Path(path).is_relative_to(self._models):
             return self._models / path
         return Path(path) if Path(path).exists() else self._own / "in_place" / key / Path(path).name
 

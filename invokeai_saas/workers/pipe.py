@@ -1,6 +1,6 @@
 """What a supervisor and its runner tell each other: small JSON messages over a socket pair.
 
-    supervisor ── Run, Stop, Announce, Quit ──► runner
+    supervisor ── Run, Stop, Quit ──► runner
     supervisor ◄── Ready, Done, Broken ──────── runner          (the end of the stream: the other one is gone)
 
 JSON and not pickle: a runner runs what tenants ask for, and its supervisor believes nothing of it but these few fields.
@@ -51,13 +51,6 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Announce:
-    """Tell the owner of this item what became of it: the supervisor changed the row and has no events of InvokeAI."""
-
-    item_id: int
-
-
-@dataclass(frozen=True, slots=True)
 class Quit:
     """End."""
 
@@ -66,12 +59,10 @@ class Quit:
 class Ready:
     """The services stand; items may come."""
 
-    memory_mb: int | None = None
-
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The work on an item is over. `fault` says what is wrong here, `counts` whether with this worker, `spoiled` whether with this process."""
+    """The work on an item is over. `fault`: what is wrong here; `counts`: with this worker; `spoiled`: with this process."""
 
     item_id: int
     outcome: Outcome
@@ -83,13 +74,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The runner cannot start."""
+    """The runner cannot start; `is_outage`: because the database is away."""
 
     why: str
+    is_outage: bool = False
 
 
-Message = Run | Stop | Announce | Quit | Ready | Done | Broken
-_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Run, Stop, Announce, Quit, Ready, Done, Broken)}
+Message = Run | Stop | Quit | Ready | Done | Broken
+_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Run, Stop, Quit, Ready, Done, Broken)}
 
 
 class Pipe:

@@ -1,6 +1,6 @@
 """One device's runner: a process with InvokeAI's services and its own cache of models, which works on what its supervisor hands it.
 
-    forked ─► sees its card only ─► database, files, services ─► Ready ─► Run ─► Done ─► Run ─► … ─► Quit, or the supervisor is gone
+forked ─► sees its card only ─► database, files, services ─► Ready ─► Run ─► Done ─► Run ─► … ─► Quit, or the supervisor is gone
 """
 
 import logging
@@ -11,10 +11,19 @@ import tempfile
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+from invokeai_saas.accounts.model import Accounts
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.events.opening import open_bus
+from invokeai_saas.jobs.holding import is_outage
+from invokeai_saas.jobs.lease import Capability
+from invokeai_saas.storage.opening import open_files
+from invokeai_saas.swaps.install import Parts, admission_of
+from invokeai_saas.swaps.model_loading import UnchargedModelLoads
 from invokeai_saas.workers.handed import HandedProcessor, HandedQueue
-from invokeai_saas.workers.pipe import Announce, Broken, Done, Message, Pipe, Quit, Ready, Run, Stop
+from invokeai_saas.workers.model_store import open_model_files
+from invokeai_saas.workers.pipe import Broken, Done, Message, Pipe, Quit, Ready, Run, Stop
 from invokeai_saas.workers.services import make_services
 from invokeai_saas.workers.shared_meter import SharedMeter, open_memory
 from invokeai_saas.workers.template import RunnerWish
@@ -40,21 +49,20 @@ class Runner:
             sharing=settings.sharing,
         )
         self._processor: HandedProcessor | None = None
-        self._queue: HandedQueue | None = None
         self._invoker = self._make_services(settings, wish)
 
     def _make_services(self, settings: "Settings", wish: RunnerWish) -> Any:
-        from invokeai_saas.accounts.model import Accounts
-        from invokeai_saas.storage.opening import open_files
-        from invokeai_saas.swaps.install import Parts, admission_of
-
+        files, self._bus = open_files(settings, self._database), open_bus(settings, self._database, others=True)
+        models = open_model_files(settings, self._database, files.store) if wish.models == "sync" else None
+        UnchargedModelLoads.model_files = models
         parts = Parts(
             database=self._database,
-            files=open_files(settings, self._database),
+            files=files,
             accounts=Accounts(self._database),
             zips=Path(wish.folder) / "zips",
             sharing=settings.sharing,
             metering=settings.metering,
+            bus=self._bus,
         )
 
         def processor(session_runner: Any) -> HandedProcessor:
@@ -63,15 +71,16 @@ class Runner:
                 answer=self._say,
                 new_meter=lambda item_id: SharedMeter(self._memory, item_id),
                 stop_seconds=settings.stop_seconds,
+                models=models,
             )
             return self._processor
 
         def queue(db: Any) -> HandedQueue:
-            self._queue = HandedQueue(self._database, worker_id=wish.worker_id, admission=admission_of(parts))
-            return self._queue
+            can = Capability(incarnation=UUID(wish.incarnation))
+            return HandedQueue(self._database, worker_id=wish.worker_id, admission=admission_of(parts), can=can)
 
         others = {"DefaultSessionProcessor": processor, "SqliteSessionQueue": queue}
-        return make_services(parts, folder=Path(wish.folder), device=_torch_device(wish), others=others)
+        return make_services(parts, folder=Path(wish.folder), device=_torch_device(wish), runners=wish.runners, others=others)
 
     def serve(self) -> None:
         """Listen until the supervisor says Quit or is gone."""
@@ -84,26 +93,19 @@ class Runner:
             logger.error("the supervisor is gone: its runner ends")
             return
         self._invoker.stop()
+        if self._bus is not None:
+            self._bus.close()
         self._database.close()
 
     def _obey(self, message: Message) -> None:
-        assert self._processor is not None and self._queue is not None, "make_services makes both"
+        assert self._processor is not None, "make_services makes it"
         match message:
             case Run():
                 self._processor.hand(message.attempt)
             case Stop():
                 self._processor.stop_item(message.item_id, message.why)
-            case Announce():
-                self._announce(self._queue, message.item_id)
             case _:
                 logger.warning("a message that no runner knows: %s", type(message).__name__)
-
-    def _announce(self, queue: HandedQueue, item_id: int) -> None:
-        try:
-            queue.announce(item_id)
-        except Exception as error:
-            # Whoever looks at the queue sees it all the same.
-            logger.warning("nobody was told what became of item %s: %s", item_id, error)
 
     def _say(self, message: Ready | Done) -> None:
         with self._lock:
@@ -118,7 +120,7 @@ def run_items(settings: "Settings", end: socket.socket, memory: int, wish: Runne
         runner = Runner(settings, pipe, memory, wish)
     except Exception as error:
         logger.exception("the runner of %s cannot start", wish.device)
-        pipe.send(Broken(f"{type(error).__name__}: {error}"[:500]))
+        pipe.send(Broken(f"{type(error).__name__}: {error}"[:500], is_outage(error)))
         return
     runner.serve()
 

@@ -11,6 +11,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from invokeai_saas.accounts import store
 from invokeai_saas.db import tenancy
 
 if TYPE_CHECKING:
@@ -42,8 +45,11 @@ def import_everything(settings: "Settings") -> None:
     import invokeai_saas.workers.runner  # noqa: F401
 
 
-def make_services(parts: "Parts", *, folder: Path, device: str, others: dict[str, Any]) -> Any:
-    """InvokeAI's invoker, started, whose services are ours; `others` are the runner's own factories. One per process."""
+def make_services(parts: "Parts", *, folder: Path, device: str, runners: int, others: dict[str, Any]) -> Any:
+    """InvokeAI's invoker, started, whose services are ours; `others` are the runner's own factories. One per process.
+
+    The machine's memory for models is shared by `runners` caches.
+    """
     from fastapi_events import handler_store
     from fastapi_events.handlers.local import local_handler
     from invokeai.app.api import dependencies
@@ -55,11 +61,17 @@ def make_services(parts: "Parts", *, folder: Path, device: str, others: dict[str
     config = get_config()
     config.outputs_dir = folder / "outputs"
     config.device, config.generation_devices = device, [device]
+    if config.max_cache_ram_gb is None and runners > 1:
+        # InvokeAI's own reckoning takes half of the machine, for each of them.
+        config.max_cache_ram_gb = psutil.virtual_memory().total / 2**31 / runners
     replace_services(parts, **_left_to_the_server(), **others)
     # What the web application's middleware would do: InvokeAI's processor hears of canceled items through it.
     handler_store[EVENT_CHANNEL] = [local_handler]
     loop = asyncio.new_event_loop()
     with tenancy.as_system("a worker starts"):
+        with parts.database.postgres() as cursor:
+            # InvokeAI reads it when it starts; whoever comes first makes it.
+            store.signing_secret(cursor)
         dependencies.ApiDependencies.initialize(
             config=config, event_handler_id=EVENT_CHANNEL, loop=loop, logger=InvokeAILogger.get_logger(config=config)
         )

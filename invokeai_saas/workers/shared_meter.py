@@ -14,6 +14,7 @@ import tempfile
 import time
 import zlib
 from dataclasses import dataclass
+from threading import Lock
 
 from invokeai_saas.jobs.metering import Meter
 
@@ -45,9 +46,7 @@ class SharedMeter(Meter):
 
     def _changed(self) -> None:
         limit = -1.0 if self.limit_seconds is None else self.limit_seconds
-        record = _RECORD.pack(
-            self._item_id, self._since, int(self._node_runs), self._pauses, self._seconds, self._worked, limit
-        )
+        record = _RECORD.pack(self._item_id, self._since, int(self._node_runs), self._pauses, self._seconds, self._worked, limit)
         self._memory[: len(record) + _CHECKSUM.size] = record + _CHECKSUM.pack(zlib.crc32(record))
 
 
@@ -70,7 +69,7 @@ class MeterReader:
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, _SIZE)
-        self._item_id, self._last = 0, Reading()
+        self._lock, self._item_id, self._last = Lock(), 0, Reading()
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -78,14 +77,16 @@ class MeterReader:
 
     def watch(self, item_id: int) -> None:
         """From now on this item's seconds are asked for; none are there until its runner begins."""
-        self._item_id, self._last = item_id, Reading()
+        with self._lock:
+            self._item_id, self._last = item_id, Reading()
 
     def read(self) -> Reading:
         """The item's seconds up to this moment."""
-        fresh = self._fresh()
-        if fresh is not None and fresh.worked_seconds >= self._last.worked_seconds:
-            self._last = fresh
-        return self._last
+        with self._lock:
+            fresh = self._fresh()
+            if fresh is not None and fresh.worked_seconds >= self._last.worked_seconds:
+                self._last = fresh
+            return self._last
 
     def _fresh(self) -> Reading | None:
         for _ in range(_TRIES):

@@ -9,6 +9,7 @@ service managers and terminals send them to every process of a group.
 """
 
 import ctypes
+import faulthandler
 import gc
 import json
 import logging
@@ -211,6 +212,8 @@ def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
     ignore_signals()
+    # A driver that crashes says where.
+    faulthandler.enable()
     from invokeai_saas.operating import logs
     from invokeai_saas.settings import load_settings
 

@@ -1,10 +1,12 @@
 """A migrated template on one embedded server per run; each test gets a clone of it and closes what it opened."""
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from saas.brokers import RedisServer, redis_server, sqs_server
 from saas.clusters import Cluster
 from saas.people import Person, join
 from saas.statement_recorder import record_if_asked
@@ -77,3 +79,27 @@ def clerk(accounts: Accounts) -> Person:
 def root(accounts: Accounts) -> Person:
     """A super_admin."""
     return join(accounts, "root@example.com", role="super_admin")
+
+
+@pytest.fixture(scope="session")
+def redis_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server of its own process."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqs_broker() -> Iterator[str]:
+    """SQS in this process, as an address for Celery."""
+    with sqs_server() as address:
+        yield address
+
+
+@pytest.fixture
+def transport_address(request: pytest.FixtureRequest, transport: str) -> str:
+    """What a transport of wake-ups is opened with; every test has queues of its own."""
+    if transport == "procrastinate":
+        return transport
+    if transport == "redis":
+        return f"{request.getfixturevalue('redis_broker').url}?prefix={uuid.uuid4().hex[:8]}-"
+    return f"{request.getfixturevalue('sqs_broker')}&prefix={uuid.uuid4().hex[:8]}-"

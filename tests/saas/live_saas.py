@@ -35,6 +35,9 @@ ADMIN = "admin@localhost"
 class SaasServer:
     """One running server; a context manager that stops it and leaves its log in `folder`."""
 
+    # Of the command `serve`.
+    arguments: tuple[str, ...] = ()
+
     def __init__(self, folder: Path, *, variables: Mapping[str, str] | None = None) -> None:
         self.folder, self.variables = folder, dict(variables or {})
         self.port = free_port()
@@ -74,7 +77,7 @@ class SaasServer:
             "SAAS_METERING": "off",
         }
         with self.log_file.open("ab") as log:
-            command = [sys.executable, "-m", "invokeai_saas.cli", "serve"]
+            command = [sys.executable, "-m", "invokeai_saas.cli", "serve", *self.arguments]
             self.process = subprocess.Popen(
                 command, env={**kept, **ours, **self.variables}, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
             )

@@ -30,6 +30,8 @@ DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video", "storage_announce", "st
 BOOKS_FUNCTIONS = {"credits_hold", "credits_provider_called", "tg_session_queue_settles_update", "tg_session_queue_settles_delete"}
 BOOKS_FUNCTIONS |= {"credits_grant", "credits_take_back", "credits_give_back", "credits_deduct"}
 BOOKS_FUNCTIONS |= {"credits_expire_due", "credits_release_orphans", "credits_note_late_seconds", "credits_start_over"}
+# 0014_events.sql: what all users are told; a tenant's own transaction adds to it.
+SYSTEM_ONLY |= {"bus_events"}
 # No policy lets a tenant do it, and no grant either.
 NOT_GRANTED = {
     (table, command)
@@ -44,6 +46,7 @@ NOT_GRANTED |= {("queue_turns", "UPDATE"), ("queue_turns", "DELETE")}
 # 0010_credits.sql: read, and moved by the books' functions only.
 CREDITS = {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
 NOT_GRANTED |= {(table, command) for table in CREDITS for command in ("INSERT", "UPDATE", "DELETE")}
+NOT_GRANTED |= {("bus_events", c) for c in ("SELECT", "UPDATE", "DELETE")}
 # A revoked key's row stays.
 NOT_GRANTED |= {("api_keys", "DELETE")}
 # A tenant could put themself on another plan.

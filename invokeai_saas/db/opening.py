@@ -24,7 +24,8 @@ def running_dsn(settings: Settings) -> str:
     """As owner_dsn() for who must not start anything: raises BadSettings when neither DATABASE_URL is set nor a server runs here."""
     if settings.database_url is None and not runs_embedded(settings.data_dir):
         raise BadSettings("expected DATABASE_URL, or SAAS_DATA_DIR of a server that runs on this machine, got neither")
-    return owner_dsn(settings)
+    # It is the server's: this process's end is none of the database's.
+    return owner_dsn(settings) if settings.database_url is not None else start_embedded(settings.data_dir, stop_at_exit=False)
 
 
 def application_dsn(settings: Settings, owner: str) -> str:

@@ -21,7 +21,7 @@ from kombu import Queue as BrokerQueue
 
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.wakeups.port import MOST, Wakeup, by_queue, queues_of
-from invokeai_saas.wakeups.waiting import Source, Waiter
+from invokeai_saas.wakeups.waiting import Source, Waiters
 
 TASK = "invokeai_saas.wake"
 OUTBOX = 1000
@@ -44,7 +44,7 @@ class CeleryWakeups:
         self._outbox: Queue[tuple[str, Wakeup]] = Queue(OUTBOX)
         self._closing, self._trouble = Event(), False
         self._sender: Thread | None = None
-        self._waiters: dict[tuple[str, ...], Waiter] = {}
+        self._waiters = Waiters(self._connects)
 
     def open(self) -> None:
         """Start the thread that sends."""
@@ -58,18 +58,14 @@ class CeleryWakeups:
 
     def wait(self, tiers: Sequence[str] | None, timeout_seconds: float) -> bool:
         """See Wakeups.wait()."""
-        queues = tuple(self._named(queue) for queue in queues_of(tiers))
-        if queues not in self._waiters:
-            self._waiters.setdefault(queues, Waiter(*self._connects(queues)))
-        return self._waiters[queues].wait(timeout_seconds)
+        return self._waiters.wait(tuple(self._named(queue) for queue in queues_of(tiers)), timeout_seconds)
 
     def close(self) -> None:
         """Send what is in the outbox, as far as two seconds go, and end all waiting."""
         self._closing.set()
         if self._sender is not None:
             self._sender.join(CLOSE_SECONDS)
-        for waiter in self._waiters.values():
-            waiter.close()
+        self._waiters.close()
 
     def _named(self, queue: str) -> str:
         return f"{queue}.fifo" if self._is_sqs else queue

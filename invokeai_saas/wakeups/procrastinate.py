@@ -1,6 +1,6 @@
 """Wake-ups over Procrastinate on the same Postgres: a token is one of its jobs, deferred in the transaction that enqueues the item.
 
-    send: procrastinate_defer_jobs on the enqueue's connection ─► commit: row, hold and token at once ─► NOTIFY
+    send: its function for deferring, on the enqueue's connection ─► commit: row, hold and token at once ─► NOTIFY
     wait: LISTEN ─► fetch and finish a job in one statement ─► nothing ─► sleep until a NOTIFY ─► fetch again
 
 Not Procrastinate's own worker: it fetches jobs while this one is busy, and answers for them. A job is deleted when it is fetched, so that
@@ -9,27 +9,30 @@ its tables hold what waits and nothing else; with all workers busy nothing is ad
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import procrastinate
-import psycopg
 from procrastinate.manager import get_channel_for_queues
-from procrastinate.types import JSONDict
 from psycopg import sql
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.wakeups.port import MOST, Wakeup, by_queue, queues_of
-from invokeai_saas.wakeups.waiting import Source, Waiter
+from invokeai_saas.wakeups.waiting import Source, Waiters
 
 REASON = "wake-ups for workers of all tenants"
 TASK = "invokeai_saas.wake"
-# How many tokens wait already, as far as it matters.
-WAITING = """
-SELECT queue, (SELECT count(*) FROM (
-    SELECT FROM procrastinate_jobs WHERE queue_name = queue AND status = 'todo' LIMIT %(most)s
-) AS waiting) AS tokens
-FROM unnest(%(queues)s::text[]) AS queue
+# Tokens as Procrastinate's jobs, by its own function, as far as their queues have room.
+DEFER = """
+WITH room AS (
+    SELECT queue, %(most)s - (SELECT count(*) FROM (
+        SELECT FROM procrastinate_jobs WHERE queue_name = queue AND status = 'todo' LIMIT %(most)s) AS waiting) AS places
+    FROM (SELECT DISTINCT unnest(%(queues)s::text[]) AS queue) AS wanted
+), token AS (
+    SELECT queue, item_id, row_number() OVER (PARTITION BY queue ORDER BY item_id) AS place
+    FROM unnest(%(queues)s::text[], %(items)s::bigint[]) AS wanted (queue, item_id)
+)
+SELECT procrastinate_defer_jobs_v1(array_agg(
+    ROW(queue, %(task)s, 0, NULL, NULL, jsonb_build_object('item_id', item_id), NULL)::procrastinate_job_to_defer_v1))
+FROM token JOIN room USING (queue) WHERE place <= places HAVING count(*) > 0
 """
 # One token, fetched and finished at once: who dies in between leaves none half taken.
 TAKE = """
@@ -45,40 +48,26 @@ class ProcrastinateWakeups:
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
-        # Never opened: each job is deferred on a connection that somebody else opened.
-        self._app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector())
-        self._waiters: dict[tuple[str, ...], Waiter] = {}
+        self._waiters = Waiters(lambda queues: [lambda: _Listener(database, queues)])
 
     def open(self) -> None:
         """Nothing to open: listening begins with the first wait."""
 
     def send(self, items: Sequence[Wakeup]) -> None:
         """Defer a job for each token, as the system: its tables are not the tenants'."""
-        wanted = by_queue(items)
-        if not wanted:
-            return
-        with tenancy.as_system(REASON), self._database.postgres() as cursor:
-            waiting = cursor.execute(WAITING, {"queues": list(wanted), "most": MOST}).fetchall()
-            for row in waiting:
-                self._defer(cursor.connection, row["queue"], wanted[row["queue"]][: MOST - row["tokens"]])
+        tokens = [(queue, item.item_id) for queue, some in by_queue(items).items() for item in some]
+        if tokens:
+            queues, item_ids = zip(*tokens, strict=True)
+            with tenancy.as_system(REASON), self._database.postgres() as cursor:
+                cursor.execute(DEFER, {"queues": list(queues), "items": list(item_ids), "task": TASK, "most": MOST})
 
     def wait(self, tiers: Sequence[str] | None, timeout_seconds: float) -> bool:
         """See Wakeups.wait()."""
-        queues = queues_of(tiers)
-        if queues not in self._waiters:
-            self._waiters.setdefault(queues, Waiter(lambda: _Listener(self._database, queues)))
-        return self._waiters[queues].wait(timeout_seconds)
+        return self._waiters.wait(queues_of(tiers), timeout_seconds)
 
     def close(self) -> None:
         """End all waiting."""
-        for waiter in self._waiters.values():
-            waiter.close()
-
-    def _defer(self, connection: psycopg.Connection[Any], queue: str, tokens: Sequence[Wakeup]) -> None:
-        if tokens:
-            task = self._app.configure_task(TASK, queue=queue, connection=connection)
-            told: list[JSONDict] = [{"item_id": token.item_id} for token in tokens]
-            task.batch_defer(*told)
+        self._waiters.close()
 
 
 class _Listener(Source):

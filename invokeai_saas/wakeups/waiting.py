@@ -9,8 +9,8 @@ holds no connection.
 
 import logging
 import time
-from collections.abc import Callable
-from threading import Condition, Thread
+from collections.abc import Callable, Sequence
+from threading import Condition, Lock, Thread
 from typing import Literal, Protocol
 
 # A lane asks for so long at once, and looks then whether anybody still waits.
@@ -114,6 +114,31 @@ class Waiter:
             if not self._closing and lane.asked_at is not None and now - lane.asked_at > self._hung_seconds:
                 logger.warning("a connection to the wake-ups' broker hangs; another one is made")
                 self._lanes[place] = _Lane(self, self._connects[place])
+
+
+class Waiters:
+    """A Waiter for each set of queues that somebody waits at, made then; `connects_of` gives its lanes."""
+
+    def __init__(self, connects_of: Callable[[tuple[str, ...]], Sequence[Callable[[], Source]]]) -> None:
+        self._connects_of, self._lock, self._closed = connects_of, Lock(), False
+        self._waiters: dict[tuple[str, ...], Waiter] = {}
+
+    def wait(self, queues: tuple[str, ...], timeout_seconds: float) -> bool:
+        """One token of these queues, or False after so long, and at once when all is closed."""
+        with self._lock:
+            if self._closed:
+                return False
+            waiter = self._waiters.get(queues)
+            if waiter is None:
+                waiter = self._waiters[queues] = Waiter(*self._connects_of(queues))
+        return waiter.wait(timeout_seconds)
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._lock:
+            self._closed = True
+        for waiter in self._waiters.values():
+            waiter.close()
 
 
 class _Lane:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.migrate import refuse_stale
@@ -39,6 +39,8 @@ from invokeai_saas.workers.template import Template, start_process
 logger = logging.getLogger(__name__)
 # A peer that vanished without a word is found out in half a minute; a firewall that forgot the connection says nothing at all.
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30000}
+# A process that is stopped, or swapped out, in the middle of a claim holds its user's turn: everybody else waits for that user.
+IDLE_TRANSACTION_MS = 3000
 OK, FAILED = 0, 1
 LOOK_FOR_MODELS_SECONDS = 60.0
 StartTemplate = Callable[[socket.socket], int | subprocess.Popen[bytes]]
@@ -67,7 +69,7 @@ class Supervisor:
         owner = running_dsn(settings)
         demand_connection(owner, "DATABASE_URL")
         refuse_stale(owner)
-        self.dsn = make_conninfo(application_dsn(settings, owner), **KEEPALIVES)
+        self.dsn = worker_dsn(application_dsn(settings, owner))
         demand_connection(self.dsn, "DATABASE_APP_URL" if settings.database_app_url else "DATABASE_URL", statement=MAY_BECOME)
         self._devices = [self._device(name, gpu, tiers, options.name) for name, gpu in found]
         self.database = PostgresDatabase(
@@ -201,6 +203,12 @@ class Supervisor:
 def serve_worker(settings: Settings, options: Options) -> int:
     """The command's life."""
     return Supervisor(settings, options).run()
+
+
+def worker_dsn(dsn: str) -> str:
+    """The address with what keeps a worker that stands still from holding up others: its locks fall before its lease does."""
+    given = str(conninfo_to_dict(dsn).get("options") or "")
+    return make_conninfo(dsn, **KEEPALIVES, options=f"{given} -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}".strip())
 
 
 def demand_tiers(given: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ class SaasServer:
     # Of the command `serve`.
     arguments: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, *, variables: Mapping[str, str] | None = None) -> None:
-        self.folder, self.variables = folder, dict(variables or {})
+    def __init__(self, folder: Path, *, variables: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> None:
+        self.folder, self.variables, self.arguments = folder, dict(variables or {}), tuple(arguments)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = folder / f"server-{self.port}.log"
@@ -63,6 +63,11 @@ class SaasServer:
 
     def launch(self) -> None:
         """Start and wait for nothing."""
+        with self.log_file.open("ab") as log:
+            self.process = self.run("serve", *self.arguments, output=log)
+
+    def run(self, *words: str, output: Any) -> subprocess.Popen[bytes]:
+        """`invokeai-saas` with these words, with the server's environment."""
         dropped = ("PYTHON", "VIRTUAL_ENV", "INVOKEAI", "SAAS_", "DATABASE_", "S3_", "AWS_", "OTEL_", "STRIPE_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
         ours = {

@@ -145,6 +145,7 @@ SYSTEM_WORK = {
     "workers/endings.py::fail": "a worker stops the item that it holds",
     "workers/services.py::make_services": "InvokeAI's start is nobody's request",
     "swaps/session_queue.py::dequeue": "a worker serves every tenant",
+    "wakeups/procrastinate.py::send": "tokens for workers are nobody's: tenants do not see their tables",
     "swaps/model_images.py::_for_everybody": "models are one installation for all",
     "workers/api.py::ask": "an admin drains or resumes a worker",
     "workers/model_store.py::records": "models are one installation for all",

@@ -127,7 +127,7 @@ def test_killed_at_random_every_item_ends_once_with_one_bill_and_one_picture(fle
     while killed.total() < KILLS:
         while fleet.statuses()["pending"] < 4:
             fleet.enqueue()
-        time.sleep(dice.uniform(0.05, 1.2))
+        time.sleep(dice.uniform(0.1, 2.0))
         which = dice.randrange(len(workers))
         victim = random_victim(workers[which], dice)
         if victim is None:

@@ -127,7 +127,7 @@ class Nursery:
     ) -> Worker:
         """A worker of the CPU on this database, its files under `folder`; `variables` are settings without SAAS_.
 
-        `statements` replace those of jobs/lease.py; `clock` is how many seconds its clock is off.
+        `statements` replace those of jobs/lease.py and events/postgres.py; `clock` is how many seconds its clock is off.
         """
         environment = {
             "DATABASE_URL": as_address(dsn),

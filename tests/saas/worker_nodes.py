@@ -2,6 +2,7 @@
 
     sleep S    work for so many seconds            hold S     the same, with Python's lock in hand: nothing else of the process runs
     load S     load a model for so long            save       a picture into the gallery
+    steps N    N steps of 50 ms, each told with a preview
     die        SIGKILL to the own process          raise TYPE MESSAGE      fail; TYPE is a class of faults below, or of Python's
 """
 
@@ -49,6 +50,10 @@ def _do(context: InvocationContext, word: str, rest: str) -> None:
         case "hold":
             # Through PyDLL the lock stays with the caller.
             ctypes.PyDLL(None).usleep(int(float(rest) * 1e6))
+        case "steps":
+            for step in range(1, int(rest) + 1):
+                _sleep(context, 0.05)
+                context.util.signal_progress(f"Denoising step {step}/{rest}", step / int(rest), Image.new("RGB", (64, 64), (step, 30, 200)))
         case "save":
             context.images.save(Image.new("RGB", (16, 16), (200, 30, 30)))
         case "die":

@@ -1,7 +1,8 @@
 """The process from which tests' workers are forked: InvokeAI and the tests' node imported once, instead of for 20 s in each of them.
 
-One JSON line per question on stdin, one per answer on stdout: {"start": ...} -> {"pid": n}; {"reap": pid} -> {"code": n or null}.
-A worker is what `invokeai-saas worker` is, with the environment that the question names; only its template is a fork, too.
+One JSON line per question on stdin, one per answer on stdout: {"start": ...} and {"serve": ...} -> {"pid": n};
+{"reap": pid} -> {"code": n or null}. A worker is what `invokeai-saas worker` is, a server what `invokeai-saas serve` is, with the
+environment that the question names; only the worker's template is a fork, too.
 """
 
 import faulthandler
@@ -11,10 +12,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from invokeai_saas.operating import logs
-from invokeai_saas.settings import load_settings
+from invokeai_saas.settings import Settings, load_settings
 from invokeai_saas.workers import template
 from invokeai_saas.workers.supervisor import Options, Supervisor
 
@@ -27,10 +29,10 @@ def main() -> None:
     _answer({"ready": True})
     for line in sys.stdin:
         question = json.loads(line)
-        if "start" in question:
+        if "start" in question or "serve" in question:
             pid = os.fork()
             if pid == 0:
-                _be_a_worker(question["start"])
+                _be_a_child(question.get("start") or question["serve"], _work if "start" in question else _serve)
             _answer({"pid": pid})
         else:
             _answer({"code": _reap(question["reap"], question["seconds"])})
@@ -52,7 +54,7 @@ def _reap(pid: int, seconds: float) -> int | None:
         time.sleep(0.01)
 
 
-def _be_a_worker(wish: dict[str, Any]) -> NoReturn:
+def _be_a_child(wish: dict[str, Any], work: Callable[[dict[str, Any], Settings], int]) -> NoReturn:
     code = 1
     try:
         nursery = os.getppid()
@@ -66,8 +68,7 @@ def _be_a_worker(wish: dict[str, Any]) -> NoReturn:
         _distort(wish["statements"], wish["clock"])
         settings = load_settings()
         logs.configure(settings)
-        options = Options(**{key: tuple(value) if isinstance(value, list) else value for key, value in wish["options"].items()})
-        code = Supervisor(settings, options, start_template=lambda there: _forked_template(settings, there)).run()
+        code = work(wish, settings)
     except BaseException:
         import traceback
 
@@ -78,13 +79,29 @@ def _be_a_worker(wish: dict[str, Any]) -> NoReturn:
         os._exit(code)
 
 
+def _work(wish: dict[str, Any], settings: Settings) -> int:
+    options = Options(**{key: tuple(value) if isinstance(value, list) else value for key, value in wish["options"].items()})
+    return Supervisor(settings, options, start_template=lambda there: _forked_template(settings, there)).run()
+
+
+def _serve(wish: dict[str, Any], settings: Settings) -> int:
+    from invokeai_saas.app import serve
+    from invokeai_saas.closed import nodes
+
+    # It looks as if it ran programs.
+    nodes.REVIEWED = {*nodes.REVIEWED, "saas_test_work.script", "saas_test_work"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return serve(settings, worker=wish["options"]["worker"])
+
+
 def _distort(statements: dict[str, str], clock: float) -> None:
     """What a test wants this worker to be wrong about."""
+    from invokeai_saas.events import postgres
     from invokeai_saas.jobs import lease
 
     for name, statement in statements.items():
-        assert hasattr(lease, name)
-        setattr(lease, name, statement)
+        module = next(each for each in (lease, postgres) if hasattr(each, name))
+        setattr(module, name, statement)
     if clock:
         right = time.time
         time.time = lambda: right() + clock

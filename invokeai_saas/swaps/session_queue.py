@@ -284,14 +284,11 @@ class PostgresSessionQueue(HeldItems):
             self.events.emit_batch_enqueued(result, user_id=user_id)
         return result
 
-<<<<<<< HEAD
-=======
     def _wake(self, cursor: queue_rows.Cursor, *, since: int) -> None:
         """Tell idle workers of the items that this transaction made after `since`."""
         if self._wakeups is not None:
             self._wakeups.send(queue_rows.wakeups(cursor, since))
 
->>>>>>> i7-runtime
     def _demand_readable(self, item_ids: list[int]) -> None:
         """An item that cannot be read would be repeated as an empty graph."""
         for item_id in item_ids:
@@ -300,14 +297,6 @@ class PostgresSessionQueue(HeldItems):
                 root = item if item.root_item_id is None else self.get_queue_item(item.root_item_id)
                 if not readable_items.is_readable(root):
                     raise UnreadableItem(item_id)
-<<<<<<< HEAD
-
-    def _wake(self, cursor: queue_rows.Cursor, *, since: int) -> None:
-        """Tell idle workers of the items that this transaction made after `since`."""
-        if self._wakeups is not None:
-            self._wakeups.send(queue_rows.wakeups(cursor, since))
-=======
->>>>>>> i7-runtime
 
     def _demand_room_to_retry(self, cursor: queue_rows.Cursor, queue_id: str, item_ids: list[int]) -> list[Any]:
         owners = cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall()

@@ -4,9 +4,7 @@
     serve:       open_server ─► first admin ─► uvicorn on InvokeAI's loop, until SIGTERM
 """
 
-import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
+from invokeai_saas.events.opening import open_bus
+from invokeai_saas.jobs.waiting import PositionEvents, Waiting
 from invokeai_saas.operating import collector, logs
 from invokeai_saas.operating.health import Pulse
 from invokeai_saas.operating.install import Operated, install, uvicorn_options
@@ -33,9 +33,12 @@ from invokeai_saas.operating.shutdown import serve as serve_gracefully
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
+from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
+from invokeai_saas.wakeups.opening import sending_of
+from invokeai_saas.workers.gauges import FleetGauges
+from invokeai_saas.workers.inside import InsideWorker
 
 BACKGROUND_LIMIT_SECONDS = 60.0
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Server:
     loop: Any
 
 
-def serve(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+def serve(settings: Settings, *, worker: bool = True) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Without `worker` it runs no queue items."""
     collector.pause()
     import uvicorn
 
@@ -65,17 +68,15 @@ def serve(settings: Settings) -> int:
             stack.enter_context(sole_server(settings.data_dir))
             stack.callback(stop_embedded, settings.data_dir)
             stack.enter_context(keep_alive(settings.data_dir))
-        server = open_server(settings)
+        server = open_server(settings, worker=worker)
         announce_first_admin(server)
         server.operated.start()
-        config = uvicorn.Config(
-            server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings)
-        )
+        config = uvicorn.Config(server.operated.app, host=settings.host, port=settings.port, loop="asyncio", **uvicorn_options(settings))
         graceful = GracefulServer(config, server.shutdown, drain_seconds=settings.shutdown_drain_seconds)
         return serve_gracefully(graceful, server.shutdown, server.loop)
 
 
-def open_server(settings: Settings) -> Server:
+def open_server(settings: Settings, *, worker: bool = True) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
     accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,))
@@ -87,6 +88,9 @@ def open_server(settings: Settings) -> Server:
         zips=settings.data_dir / "zips",
         sharing=settings.sharing,
         metering=settings.metering,
+        worker=worker,
+        bus=open_bus(settings, database, others=not worker),
+        wakeups=sending_of(settings, database),
     )
     receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
@@ -99,6 +103,8 @@ def open_server(settings: Settings) -> Server:
 
     def close() -> None:
         operated.close()
+        if parts.wakeups is not None:
+            parts.wakeups.close()
         database.close()
 
     shutdown = Shutdown(grace_seconds=settings.shutdown_grace_seconds, stop_work=_stop_work, close=(close,))
@@ -111,34 +117,24 @@ def open_server(settings: Settings) -> Server:
         draining=shutdown.draining,
     )
     books = BooksCheck(database, registry=operated.metrics.registry)
+    operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
-    loops = (background, billing, CreditEvents(database, _tell))
+    inside = InsideWorker(database, lambda: _services().session_processor)
+    loops = (*_listening(app, parts), background, _reaping(parts, settings), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
 
-def configure_invokeai(settings: Settings) -> None:
-    """What a server for many must have, whatever invokeai.yaml says."""
-    from invokeai_video_nodes.headless import install_patches
+def _listening(app: Any, parts: Parts) -> Sequence[Any]:
+    """What this process' sockets hear beside what happens in it: everything that other processes publish, and places in the queue."""
+    from invokeai.app.api_app import socket_io
 
-    root = settings.invokeai_root or settings.data_dir / "invokeai"
-    root.mkdir(parents=True, exist_ok=True)
-    os.environ["INVOKEAI_ROOT"] = str(root.resolve())
-    install_patches()
-    logs.adopt_upstream()
-    from invokeai.app.services.config.config_default import get_config
-    from invokeai.app.util.torch_cuda_allocator import configure_torch_cuda_allocator
+    from invokeai_saas.events.relay import Relay
 
-    config = get_config()
-    if config.pytorch_cuda_alloc_conf and "torch" not in sys.modules:
-        configure_torch_cuda_allocator(config.pytorch_cuda_alloc_conf, logger)
-    config.host, config.port = settings.host, settings.port
-    config.multiuser = True
-    config.strict_password_checking = True
-    # Files are found by their rows; folders by date would only be another thing to move.
-    config.image_subfolder_strategy = "flat"
-    # InvokeAI's own picture services would have made it.
-    config.models_path.mkdir(parents=True, exist_ok=True)
+    positions = PositionEvents(app.state.saas_waiting, socket_io.users_here, _tell_here)
+    if parts.bus is None:
+        return (positions,)
+    return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here), positions)
 
 
 def announce_first_admin(server: Server) -> None:
@@ -174,20 +170,13 @@ def _edit_routers() -> None:
 
 def _invokeais_application() -> tuple[Any, Any]:
     """InvokeAI's app, loop and nodes, as its own run_app() makes them; and without the nodes that are off."""
-    from invokeai.app.services.config.config_default import get_config
     from invokeai.app.util.startup_utils import apply_monkeypatches, register_mime_types
-    from invokeai.backend.util.logging import InvokeAILogger
 
     apply_monkeypatches()
     register_mime_types()
     from invokeai.app.api_app import app, loop
-    from invokeai.app.invocations.load_custom_nodes import load_custom_nodes
 
-    from invokeai_saas.closed.nodes import close_nodes
-
-    config = get_config()
-    load_custom_nodes(custom_nodes_path=config.custom_nodes_path, logger=InvokeAILogger.get_logger(config=config))
-    close_nodes()
+    load_nodes()
     return app, loop
 
 
@@ -196,18 +185,19 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     from invokeai_saas.admin.api import dashboards_router
     from invokeai_saas.billing import api as billing_api
     from invokeai_saas.credits import api as credits_api
-    from invokeai_saas.jobs.api import queue_router
+    from invokeai_saas.jobs.api import jobs_router, queue_router
     from invokeai_saas.plans import api as plans_api
     from invokeai_saas.storage.api import files_router
     from invokeai_saas.web.pages import pages_router
     from invokeai_saas.web.schema import describe_in_a_thread
+    from invokeai_saas.workers.api import gpu_router
 
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
-    app.state.saas_files = parts.files
+    app.state.saas_files, app.state.saas_waiting = parts.files, Waiting(parts.database)
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
     billing_api.install(app, billing.billing, metering=parts.metering)
-    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, files_router)
-    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router):
+    ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, jobs_router, files_router)
+    for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
     app.include_router(pages_router)
     describe_in_a_thread(app)
@@ -270,10 +260,12 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     from invokeai_saas.credits import upkeep as credits_upkeep
     from invokeai_saas.jobs.background import Background
     from invokeai_saas.web import idempotency
+    from invokeai_saas.workers.upkeep import add_jobs as add_fleet_jobs
 
     accounts, background, transport = parts.accounts, Background(parts.database), transport_of(settings)
     background.add("pulse", 5, pulse.beat, alone=False)
-    background.add("reap", 5, lambda: _services().session_queue.reap())
+    if parts.bus is not None:
+        background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
     if transport is not None:
         background.add("mail", 3, lambda: mail.deliver(accounts, transport, sender=settings.mail_from))
@@ -286,7 +278,21 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     background.add("check the books", 600, books.run)
     background.add("low balances", 300, lambda: low_balance.tell(accounts))
     add_billing_jobs(background, billing.billing)
+    add_fleet_jobs(background, parts.database, settings)
     return background
+
+
+def _reaping(parts: Parts, settings: Settings) -> Any:
+    """In a thread of its own: what a lost item waits for has nothing slow before it."""
+    from invokeai_saas.jobs.background import Background
+    from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
+    from invokeai_saas.swaps.session_queue import LEASE_SECONDS
+
+    reaping = Background(parts.database)
+    lease_seconds = LEASE_SECONDS if parts.worker else settings.lease_seconds
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=lease_seconds)
+    reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
+    return reaping
 
 
 def _services() -> Any:
@@ -310,6 +316,11 @@ def _access_changed(change: AccessChange) -> None:
 def _tell(user_id: str, event: str, data: Mapping[str, Any]) -> None:
     """To the user's open pages, after the commit."""
     _services().events.tell(user_id, event, data)
+
+
+def _tell_here(user_id: str, event: str, data: Mapping[str, Any]) -> None:
+    """As _tell, of what every process finds out by itself."""
+    _services().events.tell_here(user_id, event, data)
 
 
 def _forget_zips(user_id: str) -> None:

@@ -57,22 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     from invokeai_saas.db import commands as database
     from invokeai_saas.importing import commands as importing
     from invokeai_saas.operating import commands as operating
+    from invokeai_saas.workers import commands as workers
+    from invokeai_saas.workers import fleet_commands as fleet
 
     parser = argparse.ArgumentParser(prog="invokeai-saas", description="InvokeAI with video models, for many users.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     start = commands.add_parser("serve", help="start the server", description="Start the server; settings come from the environment.")
+    start.add_argument("--no-worker", action="store_true", help="run no queue items here; `invokeai-saas worker` runs them elsewhere")
     start.set_defaults(func=_serve)
-    for domain in (database, importing, accounts, billing, credits, operating):
+    for domain in (database, importing, accounts, billing, credits, operating, workers, fleet):
         domain.add_commands(commands)
     return parser
 
 
-def _serve(_arguments: argparse.Namespace, settings: "Settings") -> int:
+def _serve(arguments: argparse.Namespace, settings: "Settings") -> int:
     from invokeai_saas.app import serve
     from invokeai_saas.operating.shutdown import exit_now
 
     # Some of InvokeAI's threads never end by themselves; all of ours are closed.
-    exit_now(serve(settings))
+    exit_now(serve(settings, worker=not arguments.no_worker))
     return OK
 
 

@@ -12,8 +12,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from invokeai_saas.errors import BadSettings
 from invokeai_saas.storage.signing import MIN_SECRET_BYTES
 
+_CELERY_SCHEMES = ("celery+redis://", "celery+rediss://", "celery+sqs://")
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
+_BOUNDS = re.compile(r"((basic|high_performance|dedicated)=)?\d{1,5}-\d{1,5}")
 MIN_METRICS_TOKEN = 16
 # Lists are written a,b,c.
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -22,9 +24,7 @@ Words = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """Everything an operator can set. Without DATABASE_URL an embedded Postgres starts under `data_dir`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SAAS_", frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="SAAS_", frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True)
 
     data_dir: Path = Field(default=Path("saas-data"), description="Folder of the embedded database and of local files.")
     invokeai_root: Path | None = Field(default=None, description="InvokeAI's root with the models. Default: `data_dir`/invokeai.")
@@ -43,9 +43,7 @@ class Settings(BaseSettings):
     )
     db_pool_size: Annotated[int, Field(ge=1, le=500)] = Field(default=10, description="Pooled connections of one process.")
     db_timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=10.0, description="Longest wait for a connection.")
-    statement_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="Longest single statement of a request."
-    )
+    statement_timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=60.0, description="Longest single statement of a request.")
     migration_lock_seconds: Annotated[float, Field(gt=0)] = Field(default=300.0, description="Longest wait for another migration.")
     s3_bucket: str | None = Field(default=None, validation_alias="S3_BUCKET", description="Without it files lie under `data_dir`.")
     s3_endpoint_url: str | None = Field(
@@ -89,6 +87,16 @@ class Settings(BaseSettings):
     )
     sharing: bool = Field(default=False, description="Shared and public boards, workflows and presets cross users (decision 21).")
 
+    events: SecretStr | None = Field(
+        default=None,
+        description="How events reach all processes: postgres, the address of a Redis (redis://... or rediss://..., a database number of "
+        "its own), or local for a single process. Default: postgres with DATABASE_URL, else local.",
+    )
+    wakeups: SecretStr | None = Field(
+        default=None,
+        description="How idle workers hear of a new item: procrastinate (on the same Postgres), celery+redis://... (or rediss), "
+        "celery+sqs://..., or none: they look every second. Default: procrastinate with DATABASE_URL, else none.",
+    )
     public_url: str = Field(
         default_factory=lambda known: f"http://localhost:{known.get('port', 9090)}",
         description="Where people reach this server; letters link to it. Default: http://localhost and the port.",
@@ -140,6 +148,30 @@ class Settings(BaseSettings):
         default=30, description="Longest wait for requests and the worker at the end."
     )
 
+    # GPU workers: see workers/.
+    lease_seconds: Annotated[float, Field(ge=2, le=600)] = Field(
+        default=8.0, description="A worker that is not heard of for so long loses its item. The server's own worker keeps 60."
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=3600.0, description="How long a worker that is told to end may finish the item that runs; then it gives it back."
+    )
+    stop_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long a worker waits for the step that runs when an item is to stop; then its process is killed."
+    )
+    quarantine_after: Annotated[int, Field(ge=1)] = Field(
+        default=3, description="After so many items in a row that fail by the worker's own fault it takes no more."
+    )
+    worker_min_free_mb: Annotated[int, Field(ge=0)] = Field(
+        default=512, description="Free space on the disk below which a worker takes no items."
+    )
+    # The fleet: see workers/.
+    scale_bounds: Words = Field(
+        default=("1-10",), description="Fewest and most workers that scaling advises, for every tier or as basic=1-20,dedicated=1-2."
+    )
+    model_cache_gb: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Most that a worker keeps of models that it fetched from the bucket. Without: as the disk has room."
+    )
+
     @field_validator("data_dir")
     @classmethod
     def _a_folder(cls, value: Path) -> Path:
@@ -167,6 +199,22 @@ class Settings(BaseSettings):
     def _empty_counts_as_unset(cls, value: object) -> object:
         # As compose files write what is left out.
         return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("events")
+    @classmethod
+    def _a_transport(cls, value: SecretStr | None) -> SecretStr | None:
+        transport = "local" if value is None else value.get_secret_value()
+        if transport not in ("local", "postgres") and not transport.startswith(("redis://", "rediss://")):
+            raise ValueError("expected local, postgres, or an address that starts with redis:// or rediss://")
+        return value
+
+    @field_validator("wakeups")
+    @classmethod
+    def _a_way_to_wake(cls, value: SecretStr | None) -> SecretStr | None:
+        way = "none" if value is None else value.get_secret_value()
+        if way not in ("none", "procrastinate") and not way.startswith(_CELERY_SCHEMES):
+            raise ValueError("expected procrastinate, none, or an address that starts with " + ", ".join(_CELERY_SCHEMES))
+        return value
 
     @field_validator("stripe_secret_key")
     @classmethod
@@ -210,10 +258,17 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with https:// or http://")
         return value.rstrip("/")
 
-    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "stripe_webhook_secret", "scale_bounds", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("scale_bounds")
+    @classmethod
+    def _bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_BOUNDS.fullmatch(word) for word in value):
+            raise ValueError("expected fewest-most like 1-10, or basic=1-10, high_performance=1-4, dedicated=1-2")
+        return value
 
     @field_validator("cors_origins")
     @classmethod
@@ -259,6 +314,20 @@ class Settings(BaseSettings):
         if self.database_app_url is not None and self.database_url is None:
             raise ValueError("DATABASE_APP_URL is set without DATABASE_URL: the migrations need a login of their own")
         return self
+
+    @property
+    def events_transport(self) -> str:
+        """local, postgres or the address of a Redis."""
+        if self.events is not None:
+            return str(self.events.get_secret_value())
+        return "local" if self.database_url is None else "postgres"
+
+    @property
+    def wakeups_transport(self) -> str:
+        """procrastinate, none, or celery+ and the address of a broker."""
+        if self.wakeups is not None:
+            return str(self.wakeups.get_secret_value())
+        return "none" if self.database_url is None else "procrastinate"
 
 
 def load_settings(**overrides: object) -> Settings:

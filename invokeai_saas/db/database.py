@@ -69,8 +69,9 @@ class PostgresDatabase:
         self._timeout_seconds, self._sharing = timeout_seconds, sharing
         # Entered around every outermost transaction; tracing sets it.
         self.around_transaction: Callable[[tenancy.Context], AbstractContextManager[object]] = nullcontext
+        self._dsn = _as_application(dsn, statement_timeout_seconds)
         self._pool = SteadyPool(
-            _as_application(dsn, statement_timeout_seconds),
+            self._dsn,
             min_size=min(2, pool_size),
             max_size=pool_size,
             timeout=timeout_seconds,
@@ -83,6 +84,10 @@ class PostgresDatabase:
     def close(self) -> None:
         """Close the pool; transactions that are open fail."""
         self._pool.close()
+
+    def connect_alone(self) -> Connection:
+        """A connection of its own as the application role, outside of the pool: for LISTEN. Raises psycopg's errors."""
+        return psycopg.connect(self._dsn, autocommit=True, connect_timeout=max(1, int(self._timeout_seconds)))
 
     def pool_counts(self) -> tuple[int, int, int]:
         """Connections in use, connections open, requests that wait for one."""
@@ -296,5 +301,5 @@ def _as_application(dsn: str, statement_timeout_seconds: float) -> str:
     """The DSN with the application role from the first moment: a statement outside of any transaction of ours sees nothing."""
     given = str(conninfo_to_dict(dsn).get("options") or "")
     milliseconds = int(statement_timeout_seconds * 1000)
-    options = f"{given} -c role={tenancy.APP_ROLE} -c statement_timeout={milliseconds} -c search_path=public".strip()
+    options = f"{given} -c role={tenancy.APP_ROLE} -c statement_timeout={milliseconds} -c search_path=public,procrastinate".strip()
     return make_conninfo(dsn, options=options)

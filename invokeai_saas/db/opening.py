@@ -4,7 +4,7 @@ import psycopg
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
-from invokeai_saas.db.embedded import start_embedded
+from invokeai_saas.db.embedded import runs_embedded, start_embedded
 from invokeai_saas.db.migrate import migrate, refuse_stale
 from invokeai_saas.errors import BadSettings
 from invokeai_saas.settings import Settings
@@ -20,6 +20,19 @@ def owner_dsn(settings: Settings) -> str:
     return str(settings.database_url.get_secret_value())
 
 
+def running_dsn(settings: Settings) -> str:
+    """As owner_dsn() for who must not start anything: raises BadSettings when neither DATABASE_URL is set nor a server runs here."""
+    if settings.database_url is None and not runs_embedded(settings.data_dir):
+        raise BadSettings("expected DATABASE_URL, or SAAS_DATA_DIR of a server that runs on this machine, got neither")
+    # It is the server's: this process's end is none of the database's.
+    return owner_dsn(settings) if settings.database_url is not None else start_embedded(settings.data_dir, stop_at_exit=False)
+
+
+def application_dsn(settings: Settings, owner: str) -> str:
+    """The address that requests and workers use."""
+    return owner if settings.database_app_url is None else str(settings.database_app_url.get_secret_value())
+
+
 def open_database(settings: Settings, *, migrate_first: bool) -> PostgresDatabase:
     """Open the pool. Raises BadSettings for an address that does not work, MigrationRefused for a database of another version."""
     owner = owner_dsn(settings)
@@ -28,7 +41,7 @@ def open_database(settings: Settings, *, migrate_first: bool) -> PostgresDatabas
         migrate(owner, lock_seconds=settings.migration_lock_seconds)
     else:
         refuse_stale(owner)
-    dsn = owner if settings.database_app_url is None else settings.database_app_url.get_secret_value()
+    dsn = application_dsn(settings, owner)
     demand_connection(dsn, "DATABASE_URL" if settings.database_app_url is None else "DATABASE_APP_URL", statement=MAY_BECOME)
     return PostgresDatabase(
         dsn,

@@ -1,27 +1,28 @@
 """Who may enqueue what, and what it holds: in the transaction of the enqueue, all or nothing.
 
-    entitlement ─► demands of the graph, called workflows expanded ─► gate ─► rows ─► credits held per root item ─► storage ─► commit
-     (one query)      (plans/graph_demands.py, pure)                 403 400 403          402                        403
+    entitlement ─► demands of the graph, calls expanded ─► gate ─► a worker? ─► rows ─► credits held per root item ─► storage ─► commit
+     (one query)    (plans/graph_demands.py, pure)       403 400 403   409               402                        403
 
 A retry is admitted like a new item. Called workflows were expanded and pinned when their root was priced and draw on its hold.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import psycopg
-from psycopg.rows import DictRow
 
 from invokeai_saas.accounts.identify import caller_now
 from invokeai_saas.credits import pricing, service
 from invokeai_saas.credits.model import JobHold
 from invokeai_saas.credits.pricing import Price
+from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
+from invokeai_saas.jobs import queue_rows
 from invokeai_saas.jobs.metering import Meter
+from invokeai_saas.jobs.queue_rows import Cursor
+from invokeai_saas.jobs.routing import Route, Routing
 from invokeai_saas.jobs.running import STOP_AT_HOLDS, NotHeld, Run, Stored
 from invokeai_saas.plans import gate
 from invokeai_saas.plans.batches import demands_of_batch
@@ -45,7 +46,6 @@ FROM credit_holds AS hold WHERE hold.item_id = %(root)s
 """
 
 KNOWN_SECONDS = 5.0
-Cursor = psycopg.Cursor[DictRow]
 
 
 class TooManyItems(SaasError):
@@ -65,6 +65,8 @@ class Admitted:
     entitlement: Entitlement
     prices: tuple[Price, ...]
     details: tuple[Mapping[str, Any], ...]
+    # Where each may run; empty: anywhere.
+    routes: tuple[Route, ...] = ()
 
     def hold(self, cursor: Cursor, item_ids: Iterable[int]) -> None:
         """Hold the credits of items just inserted, oldest first. Raises InsufficientCredits, and PlanForbids for a full storage."""
@@ -81,12 +83,16 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Admission:
-    """`workflow_of` gives a saved workflow as a dict, `latents_size` the size of stored latents in pixels; None: the tenant sees none."""
+    """`workflow_of` gives a saved workflow as a dict, `latents_size` the size of stored latents in pixels; None: the tenant sees none.
+
+    Without `routing` every worker may take everything, and nobody asks whether there is one.
+    """
 
     database: PostgresDatabase
     workflow_of: Callable[[str], Mapping[str, Any] | None]
     latents_size: Callable[[str], tuple[int, int] | None] = lambda _: None
     factors: pricing.Factors = field(default_factory=lambda: pricing.FACTORS)
+    routing: Routing | None = None
     _known_models: dict[str, tuple[float, Model]] = field(default_factory=dict, repr=False)
 
     def admit(self, cursor: Cursor, user_id: str, batch: Any) -> Admitted:
@@ -94,7 +100,7 @@ class Admission:
         entitlement = entitlement_of(cursor, user_id)
         most = None if entitlement.plan is None else entitlement.plan.max_repeats
         wanted = demands_of_batch(batch, **self._asked(cursor), most_items=most)
-        return self._admitted(entitlement, user_id, wanted, batch.graph.nodes.values())
+        return self._admitted(cursor, entitlement, user_id, wanted, batch.graph.nodes.values())
 
     def admit_again(self, cursor: Cursor, user_id: str, sessions: Mapping[int, str]) -> None:
         """Items that were retried, item_id -> session (JSON): each is gated, priced and held anew, or none."""
@@ -102,7 +108,7 @@ class Admission:
             return
         entitlement, asked = entitlement_of(cursor, user_id), self._asked(cursor)
         graphs = [json.loads(session)["graph"] for session in sessions.values()]
-        admitted = [self._admitted(entitlement, user_id, demands_of(graph, **asked), ()) for graph in graphs]
+        admitted = [self._admitted(cursor, entitlement, user_id, demands_of(graph, **asked), ()) for graph in graphs]
         whole = Admitted(
             user_id,
             entitlement,
@@ -110,6 +116,10 @@ class Admission:
             tuple(detail for each in admitted for detail in each.details),
         )
         whole.hold(cursor, sessions)
+        routes = [route for each in admitted for route in each.routes]
+        if routes:
+            with tenancy.as_system("a tenant does not choose the worker"), self.database.postgres() as system:
+                queue_rows.set_routes(system, dict(zip(sessions, routes, strict=True)))
 
     def admit_child(self, cursor: Cursor, parent: Any) -> None:
         """A called workflow draws on the hold of its root, which must still be open."""
@@ -155,7 +165,7 @@ class Admission:
 
         return Stored(workflow_of=self.workflow_of, model_of=model_of, image_size=image_size, latents_size=self.latents_size)
 
-    def _admitted(self, entitlement: Entitlement, user_id: str, wanted: Demands, nodes: Iterable[Any]) -> Admitted:
+    def _admitted(self, cursor: Cursor, entitlement: Entitlement, user_id: str, wanted: Demands, nodes: Iterable[Any]) -> Admitted:
         caller = caller_now.get()
         gate.check(entitlement, wanted, api_key=caller is not None and caller.kind == "api_key")
         plan = entitlement.plan
@@ -166,7 +176,14 @@ class Admission:
         items, kind = wanted.items or (wanted,), action_type(wanted, {node.get_type() for node in nodes})
         priced = {id(item): self._priced(item, plan, kind) for item in items}
         prices, details = zip(*(priced[id(item)] for item in items), strict=True)
-        return Admitted(user_id, entitlement, prices, details)
+        return Admitted(user_id, entitlement, prices, details, self._routes(cursor, items, plan))
+
+    def _routes(self, cursor: Cursor, items: Sequence[Demands], plan: Plan) -> tuple[Route, ...]:
+        if self.routing is None:
+            return ()
+        routed = {id(item): self.routing.route(cursor, item, plan.gpu_tier) for item in items}
+        self.routing.demand_a_place(routed.values())
+        return tuple(routed[id(item)] for item in items)
 
     def _priced(self, item: Demands, plan: Plan, kind: str) -> tuple[Price, Mapping[str, Any]]:
         filled = gate.fill_maxima(item, plan)

@@ -6,7 +6,7 @@ that their class names.
 
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Body, HTTPException, Path
+from fastapi import APIRouter, Body, HTTPException, Path, Request
 from invokeai.app.api.auth_dependencies import CurrentUserOrDefault
 from invokeai.app.services.session_queue.session_queue_common import (
     Batch,
@@ -18,7 +18,9 @@ from invokeai.app.services.session_queue.session_queue_common import (
 )
 from pydantic import Field
 
+from invokeai_saas.accounts.api import Caller
 from invokeai_saas.closed.nodes import demand_open
+from invokeai_saas.jobs.waiting import QueuePosition, Waiting
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
 from invokeai_saas.web.idempotency import OnceDep
 
@@ -32,6 +34,7 @@ REPLACED = (
     ("DELETE", "/v1/queue/{queue_id}/i/{item_id}"),
 )
 queue_router = APIRouter(prefix="/v1/queue", tags=["queue"])
+jobs_router = APIRouter(prefix="/v1/jobs", tags=["queue"])
 QueueId = Annotated[str, Path(description="The queue id to perform this operation on")]
 ItemId = Annotated[int, Path(description="The queue item", ge=0, lt=2**63)]
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -48,6 +51,13 @@ def _queue() -> PostgresSessionQueue:
     from invokeai.app.api.dependencies import ApiDependencies
 
     return cast(PostgresSessionQueue, ApiDependencies.invoker.services.session_queue)
+
+
+@jobs_router.get("/position", operation_id="get_queue_position")
+def get_queue_position(caller: Caller, request: Request) -> QueuePosition:
+    """The caller's places among the turns of all users, and an estimate of how long they wait."""
+    waiting: Waiting = request.app.state.saas_waiting
+    return waiting.of(caller.user_id)
 
 
 @queue_router.post(

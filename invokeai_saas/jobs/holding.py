@@ -45,14 +45,17 @@ class Holding:
         poll_seconds: float = POLL_SECONDS,
         gpu_seconds: Callable[[], float] | None = None,
         end_overrun: Callable[[], str | None] = lambda: None,
+        patience_seconds: float | None = None,
     ) -> None:
         """`stop` is set when the work must end; `seconds` says how long ago the item was claimed, `gpu_seconds` what of it is charged.
 
-        `end_overrun` ends an item that ran for longer than its price allows, and then says so.
+        `end_overrun` ends an item that ran for longer than its price allows, and then says so. A database that is away is waited for
+        up to `patience_seconds`, by default one lease; who waits for longer trusts the fence: what somebody else has by then is refused.
         """
         self._database, self._attempt, self._stop, self._seconds = database, attempt, stop, seconds
         self._gpu_seconds, self._end_overrun = gpu_seconds or seconds, end_overrun
         self._lease_seconds, self._poll_seconds = lease_seconds, min(poll_seconds, lease_seconds / 4)
+        self._patience_seconds = lease_seconds if patience_seconds is None else patience_seconds
         self._wake, self._over = Event(), Event()
         self._thread = Thread(target=self._watch, name=f"holding-{attempt.item_id}", daemon=True)
         self.lost = False
@@ -90,8 +93,8 @@ class Holding:
             except Exception as error:
                 if not is_outage(error):
                     logger.exception("a look at item %s failed", self._attempt.item_id)
-                # Unconfirmed for a whole lease: the reaper may have given the item away.
-                if time.monotonic() - self._beaten_at > self._lease_seconds:
+                # Unconfirmed for so long: the reaper may have given the item away.
+                if time.monotonic() - self._beaten_at > self._patience_seconds:
                     self._lose("its lease could not be extended in time")
                     return
             self._wake.wait(self._poll_seconds)

@@ -19,24 +19,36 @@ R = TypeVar("R")
 
 
 class Meter:
-    """Runs in the worker's thread, is read by the one that beats. `clock` counts seconds."""
+    """Runs in the worker's thread, is read by the one that beats. `clock` counts seconds.
+
+    Where a process of its own beats, a subclass tells it every change (workers/shared_meter.py).
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, Lock()
         self._since, self._node_runs, self._pauses = clock(), False, 0
         self._seconds = self._worked = 0.0
+        self.limit_seconds: float | None = None
+
+    def allow(self, limit_seconds: float | None) -> None:
+        """What may be worked at most, None without a limit."""
+        with self._lock:
+            self.limit_seconds = limit_seconds
+            self._changed()
 
     def begin_node(self) -> None:
         """A node begins; one that was interrupted before ends by it."""
         with self._lock:
             self._count()
             self._node_runs = True
+            self._changed()
 
     def end_node(self) -> None:
         """No node runs any more."""
         with self._lock:
             self._count()
             self._node_runs = False
+            self._changed()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -65,6 +77,10 @@ class Meter:
         with self._lock:
             self._count()
             self._pauses += step
+            self._changed()
+
+    def _changed(self) -> None:
+        """What begins or ends is known here first; called with the lock held."""
 
     def _count(self) -> None:
         now = self._clock()

@@ -1,5 +1,6 @@
 """The queue's rows where InvokeAI asks one question after the other: how many there are, and new ones, in one statement each."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -7,22 +8,33 @@ from invokeai.app.services.session_queue.session_queue_common import SessionQueu
 from psycopg.rows import DictRow
 
 from invokeai_saas.errors import SaasError
+from invokeai_saas.jobs.routing import ANYWHERE, Route
+from invokeai_saas.wakeups.port import MOST, Wakeup
 
 Cursor = psycopg.Cursor[DictRow]
 # One enqueue per user at a time: the count of pending items and the insert after it belong together.
 LOCK_USER = "SELECT pg_advisory_xact_lock(hashtextextended('enqueue ' || %s, 0))"
 PENDING = "SELECT count(*) AS pending FROM session_queue WHERE queue_id = %s AND user_id = %s AND status = 'pending'"
-# The columns in the order of InvokeAI's prepare_values_to_insert().
+# The columns in the order of InvokeAI's prepare_values_to_insert(), and the item's route: its tiers and models as lists with commas.
 INSERT = """
 INSERT INTO session_queue
-    (queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination, retried_from_item_id, user_id)
-SELECT queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination, retried_from_item_id, user_id
+    (queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination, retried_from_item_id, user_id,
+     tiers, needs_memory_mb, needs_models)
+SELECT queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination, retried_from_item_id, user_id,
+    string_to_array(tiers, ','), needs_memory_mb, string_to_array(needs_models, ',')
 FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::text[], %s::text[], %s::text[], %s::bigint[],
-            %s::text[])
+            %s::text[], %s::text[], %s::int[], %s::text[])
     WITH ORDINALITY AS new (queue_id, session, session_id, batch_id, field_values, priority, workflow, origin, destination,
-                            retried_from_item_id, user_id, place)
+                            retried_from_item_id, user_id, tiers, needs_memory_mb, needs_models, place)
 ORDER BY place
 RETURNING item_id
+"""
+# Of items that InvokeAI inserted. System work: tenants do not choose their workers.
+SET_ROUTES = """
+UPDATE session_queue AS item
+SET tiers = string_to_array(new.tiers, ','), needs_memory_mb = new.needs_memory_mb, needs_models = string_to_array(new.needs_models, ',')
+FROM unnest(%s::bigint[], %s::text[], %s::int[], %s::text[]) AS new (item_id, tiers, needs_memory_mb, needs_models)
+WHERE item.item_id = new.item_id
 """
 # Items that this transaction made for a user: whoever else enqueues for them waits.
 LAST_ITEM = "SELECT COALESCE(max(item_id), 0) AS item_id FROM session_queue"
@@ -30,6 +42,8 @@ SESSIONS_SINCE = """
 SELECT item_id, session FROM session_queue
 WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item_id IS NOT NULL ORDER BY item_id
 """
+# What idle workers are told of. Somebody else's new item among them is told of twice: one look too many.
+NEW_ITEMS = "SELECT item_id, user_id, tiers FROM session_queue WHERE item_id > %s AND status = 'pending' ORDER BY item_id LIMIT %s"
 # The item of `current` is any one that runs: InvokeAI takes the first that it finds.
 STATUS = """
 WITH counted AS (
@@ -59,12 +73,27 @@ def demand_room(cursor: Cursor, *, queue_id: str, user_id: str, wanted: int, mos
         raise QueueFull(most=most, would_be=would_be)
 
 
-def insert(cursor: Cursor, rows: list[Any]) -> list[int]:
-    """Rows as prepare_values_to_insert() makes them; returns their item_ids in that order."""
+def insert(cursor: Cursor, rows: list[Any], routes: Sequence[Route] = ()) -> list[int]:
+    """Rows as prepare_values_to_insert() makes them, each with its route (none: anywhere); returns their item_ids in that order."""
     if not rows:
         return []
-    inserted = cursor.execute(INSERT, [list(column) for column in zip(*rows, strict=True)]).fetchall()
+    columns = [list(column) for column in zip(*rows, strict=True)] + _columns(routes or [ANYWHERE] * len(rows))
+    inserted = cursor.execute(INSERT, columns).fetchall()
     return sorted(row["item_id"] for row in inserted)
+
+
+def set_routes(cursor: Cursor, routes: Mapping[int, Route]) -> None:
+    """item_id -> route, in the caller's transaction and system context."""
+    cursor.execute(SET_ROUTES, [list(routes), *_columns(list(routes.values()))])
+
+
+def _columns(routes: Sequence[Route]) -> list[list[Any]]:
+    """tiers, needs_memory_mb and needs_models of each; lists with commas, since arrays of arrays have no NULL rows."""
+    return [
+        [None if route.tiers is None else ",".join(route.tiers) for route in routes],
+        [route.memory_mb for route in routes],
+        [None if route.models is None else ",".join(route.models) for route in routes],
+    ]
 
 
 def last_item(cursor: Cursor) -> int:
@@ -76,6 +105,12 @@ def last_item(cursor: Cursor) -> int:
 def sessions_since(cursor: Cursor, user_id: str, item_id: int) -> dict[int, str]:
     """item_id -> session (JSON) of what this transaction retried after `item_id`."""
     return {row["item_id"]: row["session"] for row in cursor.execute(SESSIONS_SINCE, (user_id, item_id)).fetchall()}
+
+
+def wakeups(cursor: Cursor, since: int) -> list[Wakeup]:
+    """Whom the items enqueued after `since` are for."""
+    rows = cursor.execute(NEW_ITEMS, (since, MOST)).fetchall()
+    return [Wakeup(row["item_id"], row["user_id"], None if row["tiers"] is None else tuple(row["tiers"])) for row in rows]
 
 
 def status(cursor: Cursor, queue_id: str, *, user_id: str | None, owner: str | None, sees_all: bool) -> SessionQueueStatus:

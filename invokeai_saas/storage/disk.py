@@ -12,7 +12,7 @@ from pathlib import Path
 from invokeai_saas.errors import BadSettings, SaasError
 from invokeai_saas.storage.errors import ObjectMissing, StorageUnavailable
 from invokeai_saas.storage.keys import check_key
-from invokeai_saas.storage.port import Found, ObjectStore
+from invokeai_saas.storage.port import PIECE_BYTES, Found, ObjectStore
 from invokeai_saas.storage.signing import Signer
 
 URL_BASE = "/api/v1/stored"
@@ -45,17 +45,18 @@ class DiskStore(ObjectStore):
                 file.write(data)
             self._settle(arriving, key)
 
-    def put_file(self, key: str, source: Path, content_type: str) -> None:
+    def put_file(self, key: str, source: Path, content_type: str, *, keep: bool = False) -> None:
         """See ObjectStore. A rename where it can be, else a copy."""
         with _translated(key, missing=StorageUnavailable):
             with suppress(OSError):
-                if source.stat().st_dev == self._incoming.stat().st_dev:
+                if not keep and source.stat().st_dev == self._incoming.stat().st_dev:
                     self._settle(source, key)
                     return
             with self._arriving() as arriving:
                 shutil.copyfile(source, arriving)
                 self._settle(arriving, key)
-            source.unlink(missing_ok=True)
+            if not keep:
+                source.unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path:
         """The object's own file."""
@@ -64,6 +65,13 @@ class DiskStore(ObjectStore):
             if not path.is_file():
                 raise FileNotFoundError(key)
         return path
+
+    def chunks(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """See ObjectStore."""
+        with _translated(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            while piece := file.read(PIECE_BYTES):
+                yield piece
 
     def size(self, key: str) -> int | None:
         """See ObjectStore."""

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+# What chunks() holds in memory.
+PIECE_BYTES = 4 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -31,12 +34,16 @@ class ObjectStore(ABC):
         """Store a small object, replacing one of the same key."""
 
     @abstractmethod
-    def put_file(self, key: str, source: Path, content_type: str) -> None:
-        """Store a file of any size with bounded memory. `source` is consumed on success and untouched on failure."""
+    def put_file(self, key: str, source: Path, content_type: str, *, keep: bool = False) -> None:
+        """Store a file of any size with bounded memory. `source` is consumed on success (unless `keep`) and untouched on failure."""
 
     @abstractmethod
     def local_path(self, key: str) -> Path:
         """A file with the object's bytes on this machine, to read and not to change; raises ObjectMissing."""
+
+    @abstractmethod
+    def chunks(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """The object's bytes from `start` on, a bounded piece at a time; raises ObjectMissing, and whatever happens on the way."""
 
     @abstractmethod
     def size(self, key: str) -> int | None:

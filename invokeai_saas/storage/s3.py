@@ -1,7 +1,7 @@
 """The store on S3 or anything that speaks it (R2, MinIO, SeaweedFS): streaming multipart uploads, presigned addresses, cached downloads."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from invokeai_saas.errors import BadSettings
 from invokeai_saas.storage.cache import LocalCache
 from invokeai_saas.storage.errors import ObjectMissing, StorageRefused, StorageUnavailable
 from invokeai_saas.storage.keys import check_key
-from invokeai_saas.storage.port import Found, ObjectStore
+from invokeai_saas.storage.port import PIECE_BYTES, Found, ObjectStore
 
 PART_BYTES = 8 * 1024 * 1024
 # Bounded memory: two parts at a time, few blocks waiting for the disk. S3 wants 5 MiB or more for all parts but the last.
@@ -79,17 +79,31 @@ class S3Store(ObjectStore):
         with _translated(key):
             self._client.put_object(Bucket=self._bucket, Key=check_key(key), Body=data, ContentType=content_type)
 
-    def put_file(self, key: str, source: Path, content_type: str) -> None:
+    def put_file(self, key: str, source: Path, content_type: str, *, keep: bool = False) -> None:
         """See ObjectStore. Larger files go in parts; a failed upload takes its parts back."""
         check_key(key)
         with _translated(key), _unwrapped():
             # By name, not as an open file: of those the SDK holds ten parts in memory.
             self._client.upload_file(str(source), self._bucket, key, ExtraArgs={"ContentType": content_type}, Config=TRANSFER)
-        source.unlink(missing_ok=True)
+        if not keep:
+            source.unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path:
         """See ObjectStore: from the cache, downloaded when it is not there."""
         return self._cache.path_of(check_key(key), lambda path: self._download(key, path))
+
+    def chunks(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """See ObjectStore. A range that begins at the object's end is empty; S3 calls it an error."""
+        wanted = {"Bucket": self._bucket, "Key": check_key(key)} | ({"Range": f"bytes={start}-"} if start else {})
+        with _translated(key):
+            try:
+                body = self._client.get_object(**wanted)["Body"]
+            except ClientError as error:
+                if start and _status(error) == 416:
+                    return
+                raise
+            with closing(body):
+                yield from body.iter_chunks(PIECE_BYTES)
 
     def size(self, key: str) -> int | None:
         """See ObjectStore."""

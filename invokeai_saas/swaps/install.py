@@ -12,7 +12,9 @@ from typing import Any
 from invokeai_saas.accounts.model import Accounts
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import SaasError
+from invokeai_saas.events.bus import EventBus
 from invokeai_saas.storage.files import Files
+from invokeai_saas.wakeups.port import Wakeups
 
 # Latents of 32 channels (FLUX.2, taken apart) are an eighth of the picture, those of 48 (Wan 2.2) a sixteenth.
 MOST_CHANNELS_BY_8 = 32
@@ -33,33 +35,42 @@ class Parts:
     sharing: bool
     # Plans gate and credits are held; without it everybody may everything.
     metering: bool = True
+    # How events reach other processes; None: they do not.
+    bus: EventBus | None = None
+    # How idle workers of other processes hear of an enqueue; None: they look every second.
+    wakeups: Wakeups | None = None
+    # Items run in this process; without it other processes run them.
+    worker: bool = True
 
 
 def install_services(parts: Parts) -> None:
-    """Replace the factories of InvokeAI's services and its sockets."""
-    import invokeai.app.api.dependencies as dependencies
+    """Replace the factories of a server's services and its sockets."""
     import invokeai.app.api.sockets as sockets
 
     from invokeai_saas.swaps.sockets import TenantSockets
 
     TenantSockets.accounts, TenantSockets.sharing = parts.accounts, parts.sharing
+    _replace(sockets, {"SocketIO": TenantSockets})
+    replace_services(parts)
+
+
+def replace_services(parts: Parts, **others: Callable[..., Any]) -> None:
+    """Replace the factories of InvokeAI's services; `others` are a worker's own, by the names that InvokeAI calls."""
+    import invokeai.app.api.dependencies as dependencies
     from invokeai.app.services.model_manager import model_manager_default
 
     from invokeai_saas.swaps.model_loading import UnchargedModelCache, UnchargedModelInstalls, UnchargedModelLoads
 
-    _replace(dependencies, _factories(parts))
-    _replace(
-        model_manager_default,
-        {"ModelLoadService": UnchargedModelLoads, "ModelCache": UnchargedModelCache, "ModelInstallService": UnchargedModelInstalls},
-    )
-    _replace(sockets, {"SocketIO": TenantSockets})
+    models = {"ModelLoadService": UnchargedModelLoads, "ModelCache": UnchargedModelCache, "ModelInstallService": UnchargedModelInstalls}
+    of_models = {name: others.pop(name) for name in models if name in others}
+    _replace(dependencies, {**_factories(parts), **others})
+    _replace(model_manager_default, {**models, **of_models})
 
 
 def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     """By the name that InvokeAI calls; the arguments are InvokeAI's, the services are ours."""
     from invokeai_saas.closed.nodes import demand_open_node
     from invokeai_saas.jobs import running
-    from invokeai_saas.jobs.admission import Admission
     from invokeai_saas.swaps.batched_boards import BatchedImages, BatchedVideos
     from invokeai_saas.swaps.bulk_download import TenantBulkDownloads
     from invokeai_saas.swaps.events import CommittedEvents
@@ -67,7 +78,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.image_moves import NoImageMoves
     from invokeai_saas.swaps.invocation_cache import TenantInvocationCache
     from invokeai_saas.swaps.model_images import StoredModelImages
-    from invokeai_saas.swaps.session_processor import LeasedSessionProcessor
+    from invokeai_saas.swaps.session_processor import IdleSessionProcessor, LeasedSessionProcessor
     from invokeai_saas.swaps.session_queue import PostgresSessionQueue
     from invokeai_saas.swaps.session_runner import LeasedSessionRunner
     from invokeai_saas.swaps.shared_records import SharedModelRecords, SharedModelRelationships, Users
@@ -77,10 +88,10 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.workflow_thumbnails import StoredWorkflowThumbnails
 
     database, files = parts.database, parts.files
-    admission = Admission(database, workflow_of, latents_size) if parts.metering else None
+    admission = admission_of(parts)
     return {
         "init_db": lambda **_: database,
-        "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop),
+        "FastAPIEventService": lambda event_handler_id, loop: CommittedEvents(database, event_handler_id, loop, bus=parts.bus),
         "DiskImageFileStorage": lambda folder: StoredImageFiles(files, Path(folder)),
         "DiskVideoFileStorage": lambda folder: StoredVideoFiles(files),
         "ModelImageFileStorageDisk": lambda folder: StoredModelImages(files, Path(folder)),
@@ -98,12 +109,19 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
             on_after_run_node_callbacks=[running.after_node],
             on_node_error_callbacks=[running.node_failed],
         ),
-        "DefaultSessionProcessor": LeasedSessionProcessor,
-        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database, admission=admission),
+        "DefaultSessionProcessor": LeasedSessionProcessor if parts.worker else IdleSessionProcessor,
+        "SqliteSessionQueue": lambda db: PostgresSessionQueue(database, admission=admission, wakeups=parts.wakeups),
         "ModelRecordServiceSQL": SharedModelRecords,
         "SqliteModelRelationshipRecordStorage": SharedModelRelationships,
         "UserService": Users,
     }
+
+
+def admission_of(parts: Parts) -> Any:
+    """Who may enqueue what, and what a running item may do; None where nothing is metered."""
+    from invokeai_saas.jobs.admission import Admission
+
+    return Admission(parts.database, workflow_of, latents_size) if parts.metering else None
 
 
 def workflow_of(workflow_id: str) -> dict[str, Any] | None:

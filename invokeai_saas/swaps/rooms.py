@@ -18,7 +18,7 @@ from invokeai.app.api.sockets import (
 )
 from invokeai.app.services.events.events_common import FastAPIEvent, ModelLoadCompleteEvent, ModelLoadStartedEvent, register_events
 
-from invokeai_saas.swaps.events import ToldUser
+from invokeai_saas.events.relay import OnTheWire, ToldUser
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,19 @@ class TenantRooms(SocketIO):
         self._send: Callable[..., Any] = self._sio.emit
         self._sio.emit = self._emit
         register_events(ToldUser, self._handle_told_user)
+        register_events(OnTheWire, self._handle_on_the_wire)
 
     async def _handle_told_user(self, event: FastAPIEvent[ToldUser]) -> None:
         told = event[1]
         await self._emit(told.name, {**told.data, "timestamp": told.timestamp}, room=f"{USER_ROOM}{told.user_id}")
+
+    async def _handle_on_the_wire(self, event: FastAPIEvent[OnTheWire]) -> None:
+        told = event[1]
+        await self._emit(told.name, told.data, room=ADMIN_ROOM if told.user_id is None else f"{USER_ROOM}{told.user_id}")
+
+    def users_here(self) -> set[str]:
+        """Who has a socket open in this process."""
+        return {str(info["user_id"]) for info in list(self._socket_users.values())}
 
     async def _handle_sub_queue(self, sid: str, data: Any) -> None:
         """Checked and otherwise of no effect: a socket is in its user's room from the start."""

@@ -8,9 +8,9 @@ A worker that stops gives its item back after the step it is in. A database that
 import gc
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from invokeai.app.services.events.events_common import FastAPIEvent, QueueClearedEvent, UserAccessChangedEvent
@@ -30,14 +30,23 @@ RETRY_SECONDS = 2.0
 STOP_SECONDS = 30.0
 
 
+class Held(Protocol):
+    """An item that somebody beats for."""
+
+    def look_now(self) -> None:
+        """Look at the row at once."""
+
+
 class LeasedSessionProcessor(DefaultSessionProcessor):
     """Upstream's processor; `stop_seconds` is how long a stop waits for the step that runs."""
 
     def __init__(self, *args: Any, poll_seconds: float = POLL_SECONDS, stop_seconds: float = STOP_SECONDS, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._poll_seconds, self._stop_seconds = poll_seconds, stop_seconds
-        self._holdings: dict[int, Holding] = {}
+        self._holdings: dict[int, Held] = {}
         self._outage_said = False
+        # Devices that claim nothing: an administrator drains them (workers/inside.py).
+        self.drained: set[str] = set()
 
     def stop(self, *args: Any, **kwargs: Any) -> None:
         """As upstream, and wait until the items that run are given back."""
@@ -64,6 +73,9 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
                     TorchDevice.clear_session_device()
 
     def _once(self, worker: Any, stop_event: Event, poll_now_event: Event) -> None:
+        if ("cpu" if worker.device is None else str(worker.device)) in self.drained:
+            poll_now_event.wait(self._polling_interval)
+            return
         try:
             # Before the claim: what is set from here on is meant for the item that is claimed now.
             worker.cancel_event.clear()
@@ -90,18 +102,7 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
         if attempt is None:
             # Canceled by this process's routes since the claim.
             return
-        untouched = item.session.model_dump_json(warnings=False, exclude_none=True)
-        holding = Holding(
-            self._queue.database,
-            attempt,
-            stop=worker.cancel_event,
-            seconds=lambda: self._queue.seconds_of(item.item_id),
-            lease_seconds=session_queue.LEASE_SECONDS,
-            poll_seconds=self._poll_seconds,
-            gpu_seconds=lambda: self._queue.gpu_seconds_of(item.item_id),
-            end_overrun=lambda: self._queue.end_overrun(item.item_id),
-        )
-        with holding:
+        with self._holding(worker, attempt) as holding:
             self._holdings[item.item_id] = holding
             try:
                 if not stop_event.is_set():
@@ -115,8 +116,22 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
                 else:
                     self._report(item, error)
             finally:
-                self._give_back(item, untouched, stop_event)
+                self._give_back(item, stop_event)
                 self._holdings.pop(item.item_id, None)
+
+    def _holding(self, worker: Any, attempt: lease.Attempt) -> AbstractContextManager[Held]:
+        """Who beats for the item, and sets the worker's `cancel_event` when it is to stop."""
+        item_id = attempt.item_id
+        return Holding(
+            self._queue.database,
+            attempt,
+            stop=worker.cancel_event,
+            seconds=lambda: self._queue.seconds_of(item_id),
+            lease_seconds=session_queue.LEASE_SECONDS,
+            poll_seconds=self._poll_seconds,
+            gpu_seconds=lambda: self._queue.gpu_seconds_of(item_id),
+            end_overrun=lambda: self._queue.end_overrun(item_id),
+        )
 
     def _run(self, worker: Any, item: SessionQueueItem, attempt: lease.Attempt) -> None:
         _pin(worker.device)
@@ -139,11 +154,11 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
         lease.demand_wanted(self._queue.database, attempt)
         raise RuntimeError("expected a graph that comes to its end, got one with nodes that cannot run")
 
-    def _give_back(self, item: SessionQueueItem, untouched: str, stop_event: Event) -> None:
+    def _give_back(self, item: SessionQueueItem, stop_event: Event) -> None:
         """What is still ours after the run was interrupted: by a stop, by the database, or by a signal meant for another item."""
         while self._queue.attempt_of(item.item_id) is not None:
             try:
-                self._settle(item, untouched)
+                self._settle(item)
                 self._database_answers()
             except Exception as error:
                 if is_outage(error):
@@ -154,13 +169,13 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
                     # Its lease runs out, and the reaper gives it back.
                     self._queue.forget(item.item_id)
 
-    def _settle(self, item: SessionQueueItem, untouched: str) -> None:
+    def _settle(self, item: SessionQueueItem) -> None:
         if item.session.is_complete() and not item.session.has_error():
             # It was done when the database went away: running it again would make everything twice.
             with tenancy.as_user(item.user_id), suppress(SessionQueueItemNotFoundError):
                 self._queue.save_queue_item_session(item.item_id, item.session)
                 self._queue.complete_queue_item(item.item_id)
-        elif self._queue.give_back(item.item_id, untouched):
+        elif self._queue.give_back(item.item_id):
             self._logger.info(f"Item {item.item_id} was given back to the queue")
         self._queue.forget(item.item_id)
 
@@ -211,6 +226,13 @@ class LeasedSessionProcessor(DefaultSessionProcessor):
     @property
     def _logger(self) -> Any:
         return self._invoker.services.logger
+
+
+class IdleSessionProcessor(LeasedSessionProcessor):
+    """That of a server whose items run in other processes: no devices, no threads, and no card is touched."""
+
+    def _resolve_devices(self) -> list[Any]:
+        return []
 
 
 def _pin(device: Any) -> None:

@@ -6,11 +6,9 @@ is all or nothing under one lock per user, and what is counted for an event is c
 
 import os
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 from invokeai.app.services.invoker import Invoker
 from invokeai.app.services.session_queue.session_queue_common import (
@@ -26,19 +24,20 @@ from invokeai.app.services.session_queue.session_queue_common import (
     calc_session_count,
     prepare_values_to_insert,
 )
-from invokeai.app.services.session_queue.session_queue_sqlite import SqliteSessionQueue
 from invokeai.app.services.shared.graph import GraphExecutionState
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
-from invokeai_saas.jobs import lease, queue_rows
+from invokeai_saas.jobs import lease, lost, queue_rows, reaper
 from invokeai_saas.jobs.admission import Admission
 from invokeai_saas.jobs.batch_values import demand_values_fit
-from invokeai_saas.jobs.lease import Attempt, LeaseLost
-from invokeai_saas.jobs.metering import Meter, metered
-from invokeai_saas.jobs.running import RanOverPrice, Run, checked
+from invokeai_saas.jobs.lease import EVERYTHING, Attempt, Capability, LeaseLost
+from invokeai_saas.jobs.lost import Patience
+from invokeai_saas.jobs.metering import Meter
 from invokeai_saas.swaps import readable_items
+from invokeai_saas.swaps.held_items import HeldItem, HeldItems
 from invokeai_saas.swaps.readable_items import UnreadableItem
+from invokeai_saas.wakeups.port import Wakeups
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 3
@@ -50,10 +49,15 @@ FROM session_queue AS item JOIN session_queue AS root ON root.item_id = COALESCE
 WHERE item.item_id = ANY(%s) AND item.queue_id = %s AND item.status IN ('failed', 'canceled') AND root.status IN ('failed', 'canceled')
 GROUP BY root.user_id ORDER BY root.user_id
 """
-# As it was before this attempt: half of a session's results may lie on this worker's disk only.
-GIVE_BACK = """
-UPDATE session_queue SET status = 'pending', session = %(session)s, status_sequence = COALESCE(status_sequence, 0) + 1
-WHERE item_id = %(item_id)s AND status = 'in_progress'
+# Changed by who had no sockets to tell, a lost attempt's end above all.
+UNTOLD = "SELECT item_id FROM session_queue WHERE untold ORDER BY item_id LIMIT 500"
+TOLD = "UPDATE session_queue SET untold = false WHERE item_id = %s AND untold"
+PIN = "UPDATE session_queue SET pinned_to = %(pin)s WHERE item_id = %(item_id)s"
+# A called workflow runs where its parent ran, which could take both.
+ROUTE_OF_PARENT = """
+UPDATE session_queue AS child
+SET tiers = parent.tiers, needs_memory_mb = parent.needs_memory_mb, needs_models = parent.needs_models, pinned_to = %(pin)s
+FROM session_queue AS parent WHERE child.item_id = %(item_id)s AND parent.item_id = child.parent_item_id
 """
 # A graph that this InvokeAI cannot read: a node that is no longer installed.
 FAIL_UNREADABLE = """
@@ -64,26 +68,26 @@ WHERE item_id = %(item_id)s AND status = 'in_progress'
 _RUNNING_ENDS = ("completed", "failed", "canceled", "waiting")
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """An attempt of this process and when it began."""
-
-    attempt: Attempt
-    since: float = field(default_factory=time.monotonic)
-    meter: Meter = field(default_factory=Meter)
-    # What the item may cost, once it runs; None where nothing is metered.
-    run: Run | None = None
-
-
-class PostgresSessionQueue(SqliteSessionQueue):
+class PostgresSessionQueue(HeldItems):
     """Upstream's queue on Postgres; `worker_id` names this process in job_attempts. Without `admission` nothing is gated or charged."""
 
-    def __init__(self, db: PostgresDatabase, *, worker_id: str | None = None, admission: Admission | None = None) -> None:
-        super().__init__(db=cast(Any, db))
+    def __init__(
+        self,
+        db: PostgresDatabase,
+        *,
+        worker_id: str | None = None,
+        admission: Admission | None = None,
+        can: Capability = EVERYTHING,
+        wakeups: Wakeups | None = None,
+    ) -> None:
+        """`can` is what this process's worker takes; where it names an incarnation, called workflows are pinned to it.
+
+        Without `wakeups` the workers of other processes find new items when they look.
+        """
+        super().__init__(db, admission)
         readable_items.install()
-        self._postgres, self._admission = db, admission
+        self.can, self._wakeups = can, wakeups
         self._worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
-        self._held: dict[int, _Held] = {}
 
     @property
     def database(self) -> PostgresDatabase:
@@ -106,11 +110,19 @@ class PostgresSessionQueue(SqliteSessionQueue):
 
     def reap(self) -> dict[int, str]:
         """Give back or fail the items whose workers are gone, and say so to their owners; to be run every few seconds."""
-        with tenancy.as_system("expired leases of all tenants"), self._postgres.transaction():
-            reaped = lease.reap(self._postgres, max_attempts=MAX_ATTEMPTS)
-            for item_id in reaped:
-                self._announce(self.get_queue_item(item_id))
-        return reaped
+        changed = reaper.reap(self._postgres, patience=Patience(losses=MAX_ATTEMPTS))
+        self.tell()
+        return changed
+
+    def tell(self) -> None:
+        """Announce what was changed by somebody without sockets."""
+        with tenancy.as_system("expired leases of all tenants"):
+            with self._postgres.postgres() as cursor:
+                untold = [row["item_id"] for row in cursor.execute(UNTOLD).fetchall()]
+            for item_id in untold:
+                with self._postgres.postgres() as cursor, suppress(SessionQueueItemNotFoundError):
+                    if cursor.execute(TOLD, (item_id,)).rowcount:
+                        self._announce(self.get_queue_item(item_id))
 
     def dequeue(self, device: str | None = None) -> SessionQueueItem | None:
         """Claim the next item; no two processes get the same one."""
@@ -125,11 +137,23 @@ class PostgresSessionQueue(SqliteSessionQueue):
 
     def _claim(self, device: str | None) -> Attempt | None:
         attempt = lease.claim(
-            self._postgres, worker_id=self._worker_id, lease_seconds=LEASE_SECONDS, device=device, warm=self._warm(device)
+            self._postgres, worker_id=self._worker_id, lease_seconds=LEASE_SECONDS, device=device, warm=self._warm(device), can=self.can
         )
         if attempt is not None:
-            self._held[attempt.item_id] = _Held(attempt)
+            self._held[attempt.item_id] = HeldItem(attempt)
         return attempt
+
+    def take(self, attempt: Attempt, meter: Meter) -> SessionQueueItem | None:
+        """An item that this process's supervisor claimed for it; None when it is gone, or cannot be read and failed."""
+        self._held[attempt.item_id] = HeldItem(attempt, meter=meter)
+        with tenancy.as_system("a worker serves every tenant"):
+            try:
+                return self._claimed(attempt)
+            except SessionQueueItemNotFoundError:
+                self.forget(attempt.item_id)
+            except UnreadableItem as error:
+                self._fail_unreadable(attempt, error)
+        return None
 
     def _warm(self, device: str | None) -> set[str]:
         """The models in the device's memory; none where the configuration asks for strict order, as upstream."""
@@ -151,39 +175,6 @@ class PostgresSessionQueue(SqliteSessionQueue):
             lease.revoke(self._postgres, attempt.item_id)
         self.forget(attempt.item_id)
 
-    def attempt_of(self, item_id: int) -> Attempt | None:
-        """The lease that this process holds on an item."""
-        held = self._held.get(item_id)
-        return None if held is None else held.attempt
-
-    def seconds_of(self, item_id: int) -> float:
-        """How long this process has worked on an item that it holds."""
-        held = self._held.get(item_id)
-        return 0.0 if held is None else time.monotonic() - held.since
-
-    def gpu_seconds_of(self, item_id: int) -> float:
-        """How much of that nodes ran for, without loading models."""
-        held = self._held.get(item_id)
-        return 0.0 if held is None else held.meter.seconds
-
-    @contextmanager
-    def running(self, item: SessionQueueItem) -> Iterator[None]:
-        """Around the run of an item that this process holds: its nodes are timed, and checked against plan and price where that is on."""
-        held = self._held[item.item_id]
-        run = None if self._admission is None else self._admission.begin(item, held.meter)
-        self._held[item.item_id] = replace(held, run=run)
-        with metered(held.meter), checked(run):
-            yield
-
-    def end_overrun(self, item_id: int) -> str | None:
-        """Fail an item that has run for longer than its price allows, and say so; None for one that may go on."""
-        held = self._held.get(item_id)
-        if held is None or held.run is None or (why := held.run.overrun()) is None:
-            return None
-        with tenancy.as_system("an item is stopped at its limit"), suppress(SessionQueueItemNotFoundError):
-            self.fail_queue_item(item_id, RanOverPrice.__name__, why, why)
-        return why
-
     def heartbeat(self, item_id: int, *, gpu_seconds: float) -> None:
         """Extend the lease of a running item; raises LeaseLost, after which its outputs are to be discarded."""
         attempt = self.attempt_of(item_id)
@@ -191,8 +182,8 @@ class PostgresSessionQueue(SqliteSessionQueue):
             raise LeaseLost(f"this process holds no lease on item {item_id}")
         lease.heartbeat(self._postgres, attempt, lease_seconds=LEASE_SECONDS, gpu_seconds=gpu_seconds)
 
-    def give_back(self, item_id: int, session: str) -> bool:
-        """Let go of an item that this process did not finish: pending again, with `session` (JSON) as it was claimed.
+    def give_back(self, item_id: int) -> bool:
+        """Let go of an item that this process did not finish: pending again, as it was enqueued, and what it made is removed.
 
         Returns whether it was ours to give; an item that was canceled meanwhile stays canceled.
         """
@@ -200,20 +191,13 @@ class PostgresSessionQueue(SqliteSessionQueue):
         if held is None:
             return False
         try:
-            with tenancy.as_system("a worker lets go of its item"), self._postgres.postgres() as cursor, lease.unguarded():
-                self._lock(item_id)
-                lease.let_go(self._postgres, held.attempt, gpu_seconds=held.meter.seconds)
-                cursor.execute(GIVE_BACK, {"item_id": item_id, "session": session})
-                self._announce(self.get_queue_item(item_id))
-        except (LeaseLost, SessionQueueItemNotFoundError):
-            self.forget(item_id)
+            lost.give_back(self._postgres, held.attempt, gpu_seconds=held.meter.seconds)
+        except LeaseLost:
             return False
-        self.forget(item_id)
+        finally:
+            self.forget(item_id)
+        self.tell()
         return True
-
-    def forget(self, item_id: int) -> None:
-        """This process no longer works on the item."""
-        self._held.pop(item_id, None)
 
     def save_queue_item_session(self, item_id: int, session: GraphExecutionState) -> None:
         """As upstream; a worker whose lease is gone is told that the item is, and discards."""
@@ -222,14 +206,12 @@ class PostgresSessionQueue(SqliteSessionQueue):
             # The runner saves once more after it suspended or lost the item, which by now may be somebody else's.
             return
         with lease.unguarded():
-            if attempt is None:
-                super().save_queue_item_session(item_id, session)
-                return
             try:
                 with self._postgres.transaction():
                     # Item before attempt, as everywhere: two orders would deadlock.
                     self._lock(item_id)
-                    with lease.fenced(self._postgres, attempt):
+                    lease.demand_count(self._postgres)
+                    with nullcontext() if attempt is None else lease.fenced(self._postgres, attempt):
                         super().save_queue_item_session(item_id, session)
             except LeaseLost as error:
                 raise SessionQueueItemNotFoundError(str(error)) from error
@@ -257,6 +239,7 @@ class PostgresSessionQueue(SqliteSessionQueue):
                 for owner in owners:
                     with _as_owner(owner):
                         self._admission.admit_again(cursor, owner, queue_rows.sessions_since(cursor, owner, before))
+            self._wake(cursor, since=before)
             return result
 
     def enqueue_workflow_call_child(self, parent_queue_item: SessionQueueItem, *args: Any, **kwargs: Any) -> SessionQueueItem:
@@ -265,7 +248,19 @@ class PostgresSessionQueue(SqliteSessionQueue):
             cursor.execute(queue_rows.LOCK_USER, (parent_queue_item.user_id,))
             if self._admission is not None:
                 self._admission.admit_child(cursor, parent_queue_item)
-            return super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
+            child = super().enqueue_workflow_call_child(parent_queue_item, *args, **kwargs)
+            with tenancy.as_system("called workflows run where their parent ran"), self._postgres.postgres() as system:
+                system.execute(ROUTE_OF_PARENT, {"item_id": child.item_id, "pin": self.can.incarnation})
+            self._wake(cursor, since=child.item_id - 1)
+            return child
+
+    def resume_queue_item(self, item_id: int, queue_item: SessionQueueItem | None = None) -> SessionQueueItem:
+        """As upstream; whoever goes on with it has the tensors that it left here."""
+        with lease.unguarded(), self._postgres.transaction():
+            self._lock(item_id)
+            with tenancy.as_system("called workflows run where their parent ran"), self._postgres.postgres() as system:
+                system.execute(PIN, {"item_id": item_id, "pin": self.can.incarnation})
+            return super().resume_queue_item(item_id, queue_item=queue_item)
 
     def enqueue(self, *, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """enqueue_batch() for who is in a thread of their own, and perhaps in a transaction."""
@@ -279,14 +274,20 @@ class PostgresSessionQueue(SqliteSessionQueue):
             admitted = None if self._admission is None else self._admission.admit(cursor, user_id, batch)
             self._demand_room(cursor, queue_id, user_id, wanted)
             rows = prepare_values_to_insert(queue_id, batch, priority=0, max_new_queue_items=wanted, user_id=user_id)
-            item_ids = queue_rows.insert(cursor, rows)
+            item_ids = queue_rows.insert(cursor, rows, () if admitted is None else admitted.routes)
             if admitted is not None:
                 admitted.hold(cursor, item_ids)
             result = EnqueueBatchResult(
                 queue_id=queue_id, requested=wanted, enqueued=len(rows), batch=batch, priority=0, item_ids=item_ids[::-1]
             )
+            self._wake(cursor, since=min(item_ids, default=0) - 1)
             self.events.emit_batch_enqueued(result, user_id=user_id)
         return result
+
+    def _wake(self, cursor: queue_rows.Cursor, *, since: int) -> None:
+        """Tell idle workers of the items that this transaction made after `since`."""
+        if self._wakeups is not None:
+            self._wakeups.send(queue_rows.wakeups(cursor, since))
 
     def _demand_readable(self, item_ids: list[int]) -> None:
         """An item that cannot be read would be repeated as an empty graph."""
@@ -323,6 +324,7 @@ class PostgresSessionQueue(SqliteSessionQueue):
             try:
                 with self._postgres.transaction():
                     owner = self._lock(item_id)
+                    lease.demand_count(self._postgres)
                     self._settle_attempt(item_id, status)
                     with _as_owner(owner):
                         moved = super()._transition_queue_item_status(

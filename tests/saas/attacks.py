@@ -153,6 +153,15 @@ TABLES = {
         "name",
         (_KEY + "('forged', 'bob', repeat('a', 64), 'n', ARRAY['read'])",),
     ),
+    # On their way to sockets: a tenant's transaction says what it did to the tenant, and reads nothing back.
+    "bus_events": Table(
+        "INSERT INTO bus_events (name, user_id, payload) VALUES ('{o}-event', '{o}', '{{}}')",
+        "name",
+        "payload",
+        ("INSERT INTO bus_events (name, user_id, payload) VALUES ('forged', 'bob', '{}')",
+         "INSERT INTO bus_events (name, user_id, payload) VALUES ('forged', NULL, '{}')",
+         "INSERT INTO bus_events (name, user_id, payload, sender, number) VALUES ('forged', 'ann', '{}', 'another process', 9)"),
+    ),
     "refresh_families": Table("INSERT INTO refresh_families (user_id) VALUES ('{o}')", "user_id", "revoked_because", ()),
     "refresh_tokens": Table(
         "INSERT INTO refresh_tokens (token_hash, family_id, user_id, expires_at)"

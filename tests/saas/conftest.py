@@ -1,13 +1,16 @@
 """A migrated template on one embedded server per run; each test gets a clone of it and closes what it opened."""
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from saas.brokers import RedisServer, redis_server, sqs_server
 from saas.clusters import Cluster
 from saas.people import Person, join
 from saas.statement_recorder import record_if_asked
+from saas.worker_fleet import Nursery, nursery
 
 from invokeai_saas.accounts.model import AccountPolicy, Accounts
 from invokeai_saas.db.database import PostgresDatabase
@@ -25,6 +28,12 @@ def cluster() -> Iterator[Cluster]:
         yield started
         stop_embedded(Path(folder))
 
+
+@pytest.fixture(scope="session")
+def worker_nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """What real workers are forked from; half a minute, so tests that use it share an xdist group."""
+    with nursery(tmp_path_factory.mktemp("fleet")) as made:
+        yield made
 
 @pytest.fixture
 def dsn(cluster: Cluster) -> Iterator[str]:
@@ -77,3 +86,27 @@ def clerk(accounts: Accounts) -> Person:
 def root(accounts: Accounts) -> Person:
     """A super_admin."""
     return join(accounts, "root@example.com", role="super_admin")
+
+
+@pytest.fixture(scope="session")
+def redis_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server of its own process."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqs_broker() -> Iterator[str]:
+    """SQS in this process, as an address for Celery."""
+    with sqs_server() as address:
+        yield address
+
+
+@pytest.fixture
+def transport_address(request: pytest.FixtureRequest, transport: str) -> str:
+    """What a transport of wake-ups is opened with; every test has queues of its own."""
+    if transport == "procrastinate":
+        return transport
+    if transport == "redis":
+        return f"{request.getfixturevalue('redis_broker').url}?prefix={uuid.uuid4().hex[:8]}-"
+    return f"{request.getfixturevalue('sqs_broker')}&prefix={uuid.uuid4().hex[:8]}-"

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,11 @@ ADMIN = "admin@localhost"
 class SaasServer:
     """One running server; a context manager that stops it and leaves its log in `folder`."""
 
-    def __init__(self, folder: Path, *, variables: Mapping[str, str] | None = None) -> None:
-        self.folder, self.variables = folder, dict(variables or {})
+    # Of the command `serve`.
+    arguments: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, *, variables: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> None:
+        self.folder, self.variables, self.arguments = folder, dict(variables or {}), tuple(arguments)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = folder / f"server-{self.port}.log"
@@ -60,6 +63,11 @@ class SaasServer:
 
     def launch(self) -> None:
         """Start and wait for nothing."""
+        with self.log_file.open("ab") as log:
+            self.process = self.run("serve", *self.arguments, output=log)
+
+    def run(self, *words: str, output: Any) -> subprocess.Popen[bytes]:
+        """`invokeai-saas` with these words, with the server's environment."""
         dropped = ("PYTHON", "VIRTUAL_ENV", "INVOKEAI", "SAAS_", "DATABASE_", "S3_", "AWS_", "OTEL_", "STRIPE_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
         ours = {
@@ -74,7 +82,7 @@ class SaasServer:
             "SAAS_METERING": "off",
         }
         with self.log_file.open("ab") as log:
-            command = [sys.executable, "-m", "invokeai_saas.cli", "serve"]
+            command = [sys.executable, "-m", "invokeai_saas.cli", "serve", *self.arguments]
             self.process = subprocess.Popen(
                 command, env={**kept, **ours, **self.variables}, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
             )

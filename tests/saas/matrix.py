@@ -274,6 +274,7 @@ _OURS: dict[str, list[tuple[str, str, Kind, Any]]] = {
         ("GET", "/usage", "list", None),
         ("POST", "/purchase", "list", {"pack": "small"}),
     ],
+    "/api/v1/jobs": [("GET", "/position", "list", None)],
     "/api/v1/webhooks": [("POST", "/stripe", "public", {"id": "evt_x"})],
     "/api/v1/stored": [("GET", "/{key}", "own", None)],
 }

@@ -2,6 +2,10 @@
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.jobs.lost import Patience
+
+# Lost items come back without a wait.
+AT_ONCE = Patience(first_wait_seconds=0.0)
 
 
 def add_board(database: PostgresDatabase, owner: str, name: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from saas import plan_graphs as graphs
 from saas.customers import balance_of, give, holds, install_models, subscribe
 from saas.people import rows
-from saas.test_session_queue import Events, invoker
+from saas.queues import Events, invoker
 
 from invokeai_saas.accounts.identify import caller_now
 from invokeai_saas.accounts.model import Principal

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from saas.books import as_owner, drift, give, hold, picture, remaining, run
 from saas.people import rows
-from saas.test_session_queue import Events, invoker
+from saas.queues import Events, invoker
 
 from invokeai_saas.db import tenancy
-from invokeai_saas.jobs import lease
+from invokeai_saas.jobs import lease, reaper
+from invokeai_saas.jobs.lost import Patience
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
 
 ENDINGS = int(os.environ.get("SAAS_SOAK_ENDINGS", "150"))
@@ -141,7 +142,7 @@ class Endings:
 
     def _worker_lost(self, job: Job) -> None:
         rows(self.database, "UPDATE job_attempts SET lease_until = now() - interval '1 second' WHERE item_id = %s", job.item)
-        lease.reap(self.database, max_attempts=1)
+        reaper.reap(self.database, patience=Patience(losses=1))
 
     def _stop_work(self, job: Job) -> None:
         others = [other for other in self.jobs if other.owner == job.owner and other.expected is None and other is not job]

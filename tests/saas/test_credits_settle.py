@@ -8,7 +8,8 @@ from saas.people import rows
 from invokeai_saas.credits import service
 from invokeai_saas.credits.model import JobHold
 from invokeai_saas.db import tenancy
-from invokeai_saas.jobs import lease
+from invokeai_saas.jobs import reaper
+from invokeai_saas.jobs.lost import Patience
 
 
 @pytest.mark.parametrize(("seconds", "credits"), [(0.0, 1), (0.2, 1), (80.0, 80), (80.1, 81), (200.0, 100)])
@@ -119,7 +120,7 @@ def test_a_lost_worker_costs_nothing_and_what_it_left_goes(database):
     run(database, item, 40.0)
     picture(database, item)
     rows(database, "UPDATE job_attempts SET lease_until = now() - interval '1 second'")
-    ended = lease.reap(database, max_attempts=1)
+    ended = reaper.reap(database, patience=Patience(losses=1))
 
     assert ended == {item: "failed"}
     assert settled(database, item) == ("released", 0, "operator_failed")

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from saas.rows import add_items, add_user
+from saas.turns import claim_one, plan, served, system, waits
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease
@@ -20,37 +21,7 @@ CLAIMS = int(os.environ.get("SAAS_SOAK_ITEMS", "50"))
 # Index pages from the root down, of each waiting user one head; the rest is the claimed item's own rows.
 PAGES_PER_CLAIM, PAGES_PER_USER = 150, 12
 SEARCHED_INDEXES = "SELECT indexname FROM pg_indexes WHERE tablename = 'session_queue' AND (indexdef ~ 'user_id' OR indexdef ~ 'status')"
-COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], "warm": [], "lookahead": 0}
-
-
-def claim_one(database):
-    return claim(database, worker_id="w", lease_seconds=60)
-
-
-def served(database, times: int) -> list[str]:
-    """Whose items the next claims take."""
-    return [attempt.user_id for attempt in (claim_one(database) for _ in range(times)) if attempt is not None]
-
-
-def system(database, statement: str, *values) -> None:
-    with tenancy.as_system("a test sets the scene"), database.postgres() as cursor:
-        cursor.execute(statement.encode(), values)
-
-
-def waits(database, user: str, *, minutes: float) -> None:
-    """The user's items were enqueued and the user last served so long ago."""
-    system(
-        database,
-        "UPDATE session_queue SET created_at = to_char(now() AT TIME ZONE 'UTC' - make_interval(secs => %s), 'YYYY-MM-DD HH24:MI:SS.MS')"
-        " WHERE user_id = %s",
-        minutes * 60,
-        user,
-    )
-    system(database, "UPDATE queue_turns SET served_at = now() - make_interval(secs => %s) WHERE user_id = %s", minutes * 60, user)
-
-
-def plan(database, user: str, priority: int) -> None:
-    system(database, "UPDATE queue_turns SET plan_priority = %s WHERE user_id = %s", priority, user)
+COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], **lease.looks(), **lease.EVERYTHING.values}
 
 
 def test_a_user_with_a_thousand_items_does_not_starve_the_next(database):
@@ -140,6 +111,19 @@ def test_two_claims_at_once_for_the_only_user_both_get_an_item(open_database, ds
         assert (early, other.result(timeout=30).item_id) == (False, second)
 
 
+def test_a_turn_that_a_stopped_process_holds_is_not_waited_for(database, dsn):
+    """Its connection ends by itself after a while (idle_in_transaction_session_timeout), and then it is anybody's turn again."""
+    add_items(database, "ann", 1)
+    with psycopg.connect(dsn) as stopped:
+        stopped.execute("SELECT 1 FROM queue_turns FOR UPDATE")
+        began = time.monotonic()
+        nothing = claim_one(database)
+        waited = time.monotonic() - began
+
+    assert (nothing, claim_one(database) is None) == (None, False)
+    assert 1 < waited < 20
+
+
 def test_items_that_somebody_is_canceling_are_passed_over(database, dsn):
     held, free = add_items(database, "ann", 2)
     bobs = add_items(database, "bob", 1)[0]
@@ -153,13 +137,13 @@ def test_items_that_somebody_is_canceling_are_passed_over(database, dsn):
     assert claim_one(database).item_id == held
 
 
-@pytest.mark.parametrize("lock", ["FOR UPDATE OF turn SKIP LOCKED", "FOR UPDATE SKIP LOCKED"])
+@pytest.mark.parametrize("lock", ["FOR UPDATE OF turn SKIP LOCKED", "FOR UPDATE OF item SKIP LOCKED"])
 def test_without_its_row_locks_a_claim_waits_for_others(database, dsn, monkeypatch, lock):
     monkeypatch.setattr(lease, "CLAIM", lease.CLAIM.replace(lock, lock.replace(" SKIP LOCKED", "")))
     item = add_items(database, "ann", 1)[0]
     locked = {
         "FOR UPDATE OF turn SKIP LOCKED": "SELECT 1 FROM queue_turns WHERE user_id = 'ann' FOR UPDATE",
-        "FOR UPDATE SKIP LOCKED": f"SELECT 1 FROM session_queue WHERE item_id = {item} FOR UPDATE",
+        "FOR UPDATE OF item SKIP LOCKED": f"SELECT 1 FROM session_queue WHERE item_id = {item} FOR UPDATE",
     }
     with psycopg.connect(dsn) as other, psycopg.connect(dsn) as claiming:
         other.execute(locked[lock].encode())
@@ -255,7 +239,7 @@ def test_a_limit_that_is_raised_counts_from_the_next_claim_on(database):
     assert (before, served(database, 2)) == (["ann"], ["ann"])
 
 
-FIRST_ARM = "WHERE status = 'pending' ORDER BY user_id LIMIT 1)\n    UNION ALL"
+FIRST_ARM = "WHERE status = 'pending' ORDER BY user_id, route LIMIT 1)\n    UNION ALL"
 # Sleeps between what the statement sees and what it locks.
 SLEEPING = lease.CLAIM.replace(FIRST_ARM, FIRST_ARM.replace("'pending'", "'pending' AND pg_sleep(1) IS NOT NULL"))
 SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
@@ -272,7 +256,7 @@ def claims_of_one_slot(database, dsn, statement: str) -> int:
             while not looking.execute(SLEEPS).fetchone()[0]:
                 time.sleep(0.01)
         assert claim_one(database) is not None
-        return 1 + (late.result(timeout=30) is not None)
+        return 1 + (late.result(timeout=30)[1] is not None)
 
 
 def test_a_claim_that_counted_before_another_one_committed_takes_nothing(database, dsn):

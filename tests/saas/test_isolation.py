@@ -11,12 +11,15 @@ COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 GLOBAL = {"models", "model_relationships", "app_settings", "migrations", "applied_migrations"}
 # 0009_plans.sql: what is for sale.
 GLOBAL |= {"subscription_plans", "model_access_levels"}
+# 0013_workers.sql: what models need, and the operator's machines.
+GLOBAL |= {"model_needs"}
 SYSTEM_ONLY = {"image_subfolder_move_items", "image_subfolder_move_jobs", "user_invitations"}
 # 0006_accounts.sql: strangers' addresses, hashes of credentials, everybody's history.
 ACCOUNT_SECRETS = {"refresh_families", "refresh_tokens", "one_time_tokens", "mail_outbox", "audit_log"}
 SYSTEM_ONLY |= ACCOUNT_SECRETS | {"rate_limits", "address_marks"}
 # 0008_import.sql: everybody's ids.
 SYSTEM_ONLY |= {"imported"}
+SYSTEM_ONLY |= {"gpu_instances", "fleet_scaling"}
 # 0012_admission.sql: which letters were written.
 SYSTEM_ONLY |= {"low_balance_letters"}
 # 0011_billing.sql: Stripe's ids and events, and marks of addresses.
@@ -26,7 +29,9 @@ DEFINER_FUNCTIONS = {"app_owns_image", "app_owns_video", "storage_announce", "st
 # 0010_credits.sql: the books' own role; who asks is compared with whose credits they are, or only the system may call.
 BOOKS_FUNCTIONS = {"credits_hold", "credits_provider_called", "tg_session_queue_settles_update", "tg_session_queue_settles_delete"}
 BOOKS_FUNCTIONS |= {"credits_grant", "credits_take_back", "credits_give_back", "credits_deduct"}
-BOOKS_FUNCTIONS |= {"credits_expire_due", "credits_release_orphans", "credits_note_late_seconds"}
+BOOKS_FUNCTIONS |= {"credits_expire_due", "credits_release_orphans", "credits_note_late_seconds", "credits_start_over"}
+# 0014_events.sql: what all users are told; a tenant's own transaction adds to it.
+SYSTEM_ONLY |= {"bus_events"}
 # No policy lets a tenant do it, and no grant either.
 NOT_GRANTED = {
     (table, command)
@@ -41,6 +46,7 @@ NOT_GRANTED |= {("queue_turns", "UPDATE"), ("queue_turns", "DELETE")}
 # 0010_credits.sql: read, and moved by the books' functions only.
 CREDITS = {"credits", "credit_holds", "credit_transactions", "credit_take_backs", "usage_records"}
 NOT_GRANTED |= {(table, command) for table in CREDITS for command in ("INSERT", "UPDATE", "DELETE")}
+NOT_GRANTED |= {("bus_events", c) for c in ("SELECT", "UPDATE", "DELETE")}
 # A revoked key's row stays.
 NOT_GRANTED |= {("api_keys", "DELETE")}
 # A tenant could put themself on another plan.
@@ -219,6 +225,7 @@ def test_tenants_call_the_books_for_themselves_and_the_rest_of_them_not_at_all(c
         "credits_expire_due()",
         "credits_release_orphans('0 seconds')",
         "credits_note_late_seconds(now())",
+        "credits_start_over(1)",
         "credits_settle('{}')",
         "credits_apply('{}', '{}')",
     )

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from saas.rows import add_board, add_items, status_of
+from saas.rows import AT_ONCE, add_board, add_items, status_of
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease
-from invokeai_saas.jobs.lease import LeaseLost, claim, demand_wanted, fenced, finish, heartbeat, let_go, reap, revoke
+from invokeai_saas.jobs.lease import LeaseLost, claim, demand_wanted, fenced, finish, heartbeat, revoke
+from invokeai_saas.jobs.lost import Patience, give_back
+from invokeai_saas.jobs.reaper import reap
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 4
@@ -32,11 +34,6 @@ def cancel(database, item: int) -> bool:
         cursor.execute(CANCEL, (item,))
         revoke(database, item)
         return cursor.rowcount == 1
-
-
-def make_pending(database, item: int) -> None:
-    with tenancy.as_system("a worker gives back"), database.postgres() as cursor:
-        cursor.execute("UPDATE session_queue SET status = 'pending' WHERE item_id = %s", (item,))
 
 
 def start_worker(dsn: str, number: int) -> subprocess.Popen[str]:
@@ -89,7 +86,7 @@ def test_a_living_workers_item_is_left_alone(database):
     attempt = claim_one(database)
     heartbeat(database, attempt, lease_seconds=60, gpu_seconds=1.5)
 
-    assert reap(database, max_attempts=3) == {}
+    assert reap(database, patience=AT_ONCE) == {}
     assert claim_one(database) is None
 
 
@@ -97,7 +94,7 @@ def test_a_dead_workers_item_comes_back_as_the_next_attempt(database):
     item = add_items(database, "ann", 1)[0]
     claim_one(database, lease_seconds=-1)
 
-    assert reap(database, max_attempts=3) == {item: "pending"}
+    assert reap(database, patience=AT_ONCE) == {item: "pending"}
     assert claim_one(database, "w2").attempt_no == 2
 
 
@@ -106,7 +103,7 @@ def test_an_item_fails_after_its_last_attempt(database):
     statuses = []
     for _ in range(2):
         claim_one(database, lease_seconds=-1)
-        statuses.append(reap(database, max_attempts=2)[item])
+        statuses.append(reap(database, patience=Patience(losses=2, first_wait_seconds=0))[item])
 
     assert (statuses, claim_one(database)) == (["pending", "failed"], None)
 
@@ -114,7 +111,7 @@ def test_an_item_fails_after_its_last_attempt(database):
 def test_a_worker_that_wakes_up_after_its_lease_writes_nothing(database):
     item = add_items(database, "ann", 1)[0]
     late = claim_one(database, lease_seconds=-1)
-    reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     current = claim_one(database, "w2")
     with pytest.raises(LeaseLost):
         heartbeat(database, late, lease_seconds=60)
@@ -135,7 +132,7 @@ def test_without_the_fence_a_late_worker_gets_through(database, monkeypatch, sta
     monkeypatch.setattr(lease, statement, getattr(lease, statement).replace("AND state = 'running'", ""))
     add_items(database, "ann", 1)
     late = claim_one(database, lease_seconds=-1)
-    reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     claim_one(database, "w2")
     through = []
     with suppress(LeaseLost):
@@ -152,11 +149,10 @@ def test_without_the_fence_a_late_worker_gets_through(database, monkeypatch, sta
 def test_an_item_given_back_is_not_an_attempt_lost(database):
     item = add_items(database, "ann", 1)[0]
     for _ in range(3):
-        let_go(database, claim_one(database), gpu_seconds=2.5)
-        make_pending(database, item)
+        give_back(database, claim_one(database), gpu_seconds=2.5)
     claim_one(database, lease_seconds=-1)
 
-    assert reap(database, max_attempts=2) == {item: "pending"}
+    assert reap(database, patience=Patience(losses=2, first_wait_seconds=0)) == {item: "pending"}
     assert claim_one(database).attempt_no == 5
 
 
@@ -182,7 +178,7 @@ def test_what_a_worker_writes_as_the_items_owner_is_fenced_at_the_commit(databas
     with lease.guarding(late):
         write_board(database, "ann", "in time")
         with lease.unguarded():
-            reap(database, max_attempts=3)
+            reap(database, patience=AT_ONCE)
         with pytest.raises(LeaseLost):
             write_board(database, "ann", "late")
         with tenancy.as_user("ann"), database.postgres() as cursor:
@@ -195,7 +191,7 @@ def test_without_the_commits_fence_a_late_write_gets_through(database, monkeypat
     monkeypatch.setattr(lease, "COMMIT_FENCE", lease.COMMIT_FENCE.replace("AND state = 'running'", ""))
     add_items(database, "ann", 1)
     late = claim_one(database, lease_seconds=-1)
-    reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     with lease.guarding(late):
         write_board(database, "ann", "late")
 
@@ -203,7 +199,7 @@ def test_without_the_commits_fence_a_late_write_gets_through(database, monkeypat
 def test_the_fence_of_commits_ends_with_the_work(database):
     add_items(database, "ann", 1)
     late = claim_one(database, lease_seconds=-1)
-    reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     with lease.guarding(late), lease.unguarded():
         write_board(database, "ann", "the queue's own")
     write_board(database, "ann", "afterwards")
@@ -236,7 +232,7 @@ def test_a_cancel_revokes_the_lease_and_the_reaper_leaves_the_item_canceled(data
     with pytest.raises(LeaseLost):
         heartbeat(database, attempt, lease_seconds=60)
 
-    assert (reap(database, max_attempts=3), status_of(database, item)) == ({}, "canceled")
+    assert (reap(database, patience=AT_ONCE), status_of(database, item)) == ({}, "canceled")
 
 
 def test_the_attempt_of_a_deleted_item_ends_and_its_seconds_stay(database):
@@ -245,7 +241,7 @@ def test_the_attempt_of_a_deleted_item_ends_and_its_seconds_stay(database):
     heartbeat(database, attempt, lease_seconds=-1, gpu_seconds=7.5)
     with tenancy.as_user("ann"), database.transaction() as cursor:
         cursor.execute("DELETE FROM session_queue")
-    reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     with tenancy.as_user("ann"), database.postgres() as cursor:
         row = cursor.execute("SELECT state, gpu_seconds FROM job_attempts").fetchone()
 
@@ -255,20 +251,20 @@ def test_the_attempt_of_a_deleted_item_ends_and_its_seconds_stay(database):
 @pytest.mark.parametrize(
     ("child", "child_age", "parent_age", "becomes"),
     [
-        ("completed", 90, 90, "failed"),
-        ("failed", 90, 90, "failed"),
-        (None, 90, 90, "failed"),
+        ("completed", 90, 90, "pending"),
+        ("failed", 90, 90, "pending"),
+        (None, 90, 90, "pending"),
         ("in_progress", 90, 90, "waiting"),
         ("pending", 90, 90, "waiting"),
         ("completed", 5, 90, "waiting"),
         (None, 90, 5, "waiting"),
     ],
 )
-def test_a_parent_that_waits_for_nobody_fails_after_a_minute(database, child, child_age, parent_age, becomes):
+def test_a_parent_that_waits_for_nobody_starts_again_after_a_minute(database, child, child_age, parent_age, becomes):
     parent, called = add_items(database, "ann", 2)
     set_item(database, parent, "waiting", parent_age)
     set_item(database, called, child or "completed", child_age, parent if child else None)
-    reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
 
     assert status_of(database, parent) == becomes
 

@@ -10,8 +10,8 @@ from invokeai.app.api.dependencies import ApiDependencies
 from invokeai.app.api.routers.session_queue import session_queue_router
 from invokeai.app.services.auth.token_service import TokenData
 from invokeai.app.services.session_queue.session_queue_common import Batch
+from saas.queues import Events, graph, queue_of
 from saas.rows import status_of
-from saas.test_session_queue import Events, graph, queue_of
 
 from invokeai_saas.accounts import api
 from invokeai_saas.accounts.rate_limits import RateLimiter

@@ -1,75 +1,25 @@
 """InvokeAI's queue class on Postgres with several workers: claims, transitions, leases, limits."""
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
-from invokeai.app.invocations.math import AddInvocation
 from invokeai.app.services.session_queue.session_queue_common import Batch, SessionQueueItemNotFoundError
-from invokeai.app.services.shared.graph import Graph, GraphExecutionState
-from saas.rows import status_of
+from invokeai.app.services.shared.graph import GraphExecutionState
+from saas.queues import Events, enqueue, graph, queue_of
+from saas.rows import AT_ONCE, status_of
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease
 from invokeai_saas.jobs.lease import LeaseLost
 from invokeai_saas.jobs.queue_rows import QueueFull
+from invokeai_saas.jobs.reaper import reap
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
-
-
-class Events:
-    """Counts what the queue announces."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, int]] = []
-
-    def emit_queue_item_status_changed(self, item, batch_status, queue_status) -> None:
-        self.sent.append((item.status, item.item_id))
-
-    def emit_queue_items_canceled(self, queue_id, item_ids_by_user) -> None:
-        self.sent += [("canceled", item) for items in item_ids_by_user.values() for item in items]
-
-    def emit_queue_cleared(self, queue_id, user_id) -> None:
-        self.sent.append(("cleared", user_id))
-
-    def emit_queue_items_retried(self, result, user_ids, retried_item_ids_by_user) -> None:
-        self.sent.append(("retried", len(result.retried_item_ids)))
-
-    def emit_batch_enqueued(self, result, user_id) -> None:
-        self.sent.append(("enqueued", len(result.item_ids)))
 
 
 @pytest.fixture(autouse=True)
 def as_worker():
     with tenancy.as_system("a worker in a test"):
         yield
-
-
-def invoker(events: Events, *, max_queue_size: int = 100) -> SimpleNamespace:
-    configuration = SimpleNamespace(
-        max_queue_size=max_queue_size,
-        max_queue_history=None,
-        clear_queue_on_startup=True,
-        multiuser=True,
-        session_queue_mode="round_robin",
-    )
-    return SimpleNamespace(services=SimpleNamespace(configuration=configuration, events=events, logger=logging.getLogger("test")))
-
-
-def queue_of(database, worker: str, events: Events | None = None, **settings) -> PostgresSessionQueue:
-    queue = PostgresSessionQueue(database, worker_id=worker)
-    queue.start(invoker(events or Events(), **settings))
-    return queue
-
-
-def graph() -> Graph:
-    made = Graph()
-    made.add_node(AddInvocation(id="add", a=1, b=2))
-    return made
-
-
-def enqueue(queue: PostgresSessionQueue, runs: int = 1, user_id: str = "ann") -> list[int]:
-    return sorted(queue._enqueue_batch("default", Batch(graph=graph(), runs=runs), False, user_id).item_ids)
 
 
 def test_workers_share_the_items_and_announce_each_claim(open_database):
@@ -118,7 +68,7 @@ def test_a_worker_without_its_lease_neither_completes_nor_saves(database, monkey
     with monkeypatch.context() as patched:
         patched.setattr("invokeai_saas.swaps.session_queue.LEASE_SECONDS", -1.0)
         late.dequeue()
-    lease.reap(database, max_attempts=3)
+    reap(database, patience=AT_ONCE)
     current.dequeue()
     before = current.get_queue_item(item).session.id
     with pytest.raises(SessionQueueItemNotFoundError, match="no longer runs"):
@@ -249,12 +199,11 @@ def test_an_item_given_back_is_as_it_was_claimed(database):
     queue = queue_of(database, "w", events)
     (item,) = enqueue(queue)
     claimed = queue.dequeue()
-    untouched = claimed.session.model_dump_json(warnings=False, exclude_none=True)
     claimed.session.next()
     queue.save_queue_item_session(item, claimed.session)
-    given = queue.give_back(item, untouched)
+    given = queue.give_back(item)
 
-    assert (given, events.sent[-1], queue.give_back(item, untouched)) == (True, ("pending", item), False)
+    assert (given, events.sent[-1], queue.give_back(item)) == (True, ("pending", item), False)
     again = queue.dequeue()
     assert (again.session.prepared_source_mapping, queue.attempt_of(item).attempt_no) == ({}, 2)
 
@@ -262,10 +211,10 @@ def test_an_item_given_back_is_as_it_was_claimed(database):
 def test_a_canceled_item_is_not_given_back(database):
     worker, web = queue_of(database, "w"), queue_of(database, "web")
     (item,) = enqueue(web)
-    session = worker.dequeue().session.model_dump_json(warnings=False, exclude_none=True)
+    worker.dequeue()
     web.cancel_queue_item(item)
 
-    assert (worker.give_back(item, session), status_of(database, item)) == (False, "canceled")
+    assert (worker.give_back(item), status_of(database, item)) == (False, "canceled")
 
 
 def test_a_workers_last_save_of_an_item_that_it_suspended_does_not_undo_another_workers(database):

@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from saas.rows import add_items, status_of
-from saas.test_session_queue import queue_of
+from saas.queues import queue_of
+from saas.rows import AT_ONCE, add_items, status_of
 from saas.workers import Worker
 
 from invokeai_saas.db import tenancy
-from invokeai_saas.jobs.lease import claim, reap
+from invokeai_saas.jobs.lease import claim
+from invokeai_saas.jobs.reaper import reap
 from invokeai_saas.jobs.stopping import stop_work_of
 
 LONG = 600
@@ -43,7 +44,7 @@ def reap_until_it_is_back(database, item: int) -> None:
     while status_of(database, item) != "pending":
         assert time.monotonic() < deadline
         time.sleep(0.1)
-        reap(database, max_attempts=3)
+        reap(database, patience=AT_ONCE)
 
 
 def test_a_killed_workers_item_comes_back_and_is_done_as_attempt_two(database, start):
@@ -51,7 +52,7 @@ def test_a_killed_workers_item_comes_back_and_is_done_as_attempt_two(database, s
     killed = start("first", lease_seconds=2.0)
     killed.says("saved")
     killed.signal(signal.SIGKILL)
-    at_once = reap(database, max_attempts=3)
+    at_once = reap(database, patience=AT_ONCE)
     reap_until_it_is_back(database, item)
     second = start("second", steps=2)
 
@@ -85,7 +86,7 @@ def test_heartbeats_keep_an_item_that_takes_longer_than_its_lease(database, star
     worker.says("claimed")
     reaped = {}
     while worker.process.poll() is None:
-        reaped |= reap(database, max_attempts=3)
+        reaped |= reap(database, patience=AT_ONCE)
         time.sleep(0.1)
     with tenancy.as_user("ann"), database.postgres() as cursor:
         attempts = cursor.execute("SELECT attempt_no, state, gpu_seconds > 2 AS measured FROM job_attempts").fetchall()

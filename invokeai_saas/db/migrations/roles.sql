@@ -33,3 +33,5 @@ END $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO invokeai_owner, invokeai_definer, invokeai_books;
 GRANT USAGE ON SCHEMA public TO invokeai_app, invokeai_system, invokeai_definer, invokeai_books;
+-- Procrastinate's tables and functions: apart, since their names are its own. Tenants may not look inside.
+CREATE SCHEMA IF NOT EXISTS procrastinate AUTHORIZATION invokeai_owner;

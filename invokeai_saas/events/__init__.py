@@ -1,0 +1,1 @@
+"""What happens in one process is heard in all of them, by whom it concerns."""

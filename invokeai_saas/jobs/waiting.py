@@ -1,0 +1,210 @@
+"""How long will mine wait: a user's place among the turns, and an estimate in seconds.
+
+    who waits for which workers, which workers live, how long jobs took lately (read every few seconds, for all users) ─┐
+    my items ──────────────────────────────────────────────────────────────────────────────────────────────────────────┴─► place, seconds
+
+Turns go round between users (jobs/lease.py): before my third item everybody else has up to three, whoever pays for priority as many more
+as start in the minutes that it is worth. It is an estimate: the longest jobs, priorities that change and models that must be loaded are
+not in it. Users learn numbers about the others together, nothing about anybody.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Event, Lock, Thread
+from typing import Any
+
+from pydantic import BaseModel
+
+from invokeai_saas.db import tenancy
+from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.jobs.routing import Place, Route
+from invokeai_saas.workers import registry
+
+KNOWN_SECONDS = 2.0
+TOLD_EVERY_SECONDS = 5.0
+MOST_ITEMS = 50
+# Before anything ran.
+USUAL_SECONDS = 10.0
+REASON = "the places of all users in the queue"
+MINE = """
+SELECT item_id, tiers FROM session_queue WHERE user_id = %s AND status = 'pending' ORDER BY priority DESC, item_id LIMIT %s
+"""
+MINE_RUNNING = "SELECT count(*) AS items FROM session_queue WHERE user_id = %s AND status = 'in_progress'"
+WAITING = """
+SELECT user_id, tiers, count(*) AS items FROM session_queue WHERE status = 'pending' GROUP BY user_id, tiers
+"""
+TURNS = """
+SELECT user_id, plan_priority, max_parallel, served_at, (
+    SELECT count(*) FROM session_queue AS item WHERE item.user_id = turn.user_id AND item.status = 'in_progress') AS running
+FROM queue_turns AS turn WHERE user_id = ANY(%s)
+"""
+# Of the newest items, whatever became of them.
+MEAN_SECONDS = """
+SELECT avg(extract(epoch FROM ended_at - started_at))::float AS seconds
+FROM (SELECT * FROM job_attempts ORDER BY item_id DESC LIMIT 500) AS newest WHERE state = 'finished'
+"""
+logger = logging.getLogger(__name__)
+
+
+class ItemPosition(BaseModel):
+    """One waiting item. `estimated_wait_seconds` is null while no worker that could take it is there."""
+
+    queue_item_id: int
+    position: int
+    estimated_wait_seconds: int | None
+
+
+class QueuePosition(BaseModel):
+    """The caller's waiting items, the next one first, and how many of theirs run."""
+
+    items: list[ItemPosition]
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One user's."""
+
+    plan_priority: int = 0
+    max_parallel: int | None = None
+    served_at: datetime | None = None
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Everybody's: items that wait by user and tiers, turns by user, workers, and how long a job takes."""
+
+    waiting: Mapping[str, Mapping[tuple[str, ...] | None, int]]
+    turns: Mapping[str, Turn]
+    workers: Sequence[tuple[Place, bool]]
+    mean_seconds: float
+
+    def place(self, user_id: str, tiers: tuple[str, ...] | None, turn_number: int) -> tuple[int, float | None]:
+        """The place of the user's `turn_number`-th item (from 1) with these tiers, and the seconds that it waits."""
+        workers = [(place, busy) for place, busy in self.workers if place.has_tier_for(Route(tiers=tiers))]  # type: ignore[arg-type]
+        mine = self.turns.get(user_id, Turn())
+        ahead = turn_number - 1
+        for other_id, items in self.waiting.items():
+            if other_id != user_id:
+                rivals = sum(count for route, count in items.items() if _compete(route, workers))
+                ahead += min(rivals, self._before(mine, self.turns.get(other_id, Turn()), turn_number, len(workers)))
+        return ahead + 1, self._seconds(mine, ahead, turn_number, workers)
+
+    def _before(self, mine: Turn, other: Turn, turn_number: int, workers: int) -> int:
+        """How many of somebody else's turns come before mine."""
+        first = other.served_at is None or (mine.served_at is not None and other.served_at < mine.served_at)
+        minutes = other.plan_priority - mine.plan_priority
+        return max(0, turn_number - (0 if first else 1) + int(minutes * 60 * workers / self.mean_seconds))
+
+    def _seconds(self, mine: Turn, ahead: int, turn_number: int, workers: Sequence[tuple[Place, bool]]) -> float | None:
+        if not workers:
+            return None
+        idle = sum(not busy for _place, busy in workers)
+        wait = max(0, ahead - idle + 1) * self.mean_seconds / len(workers)
+        if mine.max_parallel is not None:
+            wait = max(wait, max(0, mine.running + turn_number - mine.max_parallel) * self.mean_seconds / mine.max_parallel)
+        return wait
+
+
+def _compete(route: tuple[str, ...] | None, workers: Sequence[tuple[Place, bool]]) -> bool:
+    return not workers or any(place.has_tier_for(Route(tiers=route)) for place, _busy in workers)  # type: ignore[arg-type]
+
+
+class Waiting:
+    """Answers from one look at the queue for all users, every few seconds."""
+
+    def __init__(self, database: PostgresDatabase, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._clock, self._lock = database, clock, Lock()
+        self._known: tuple[float, Queue] | None = None
+
+    def of(self, user_id: str) -> QueuePosition:
+        """The user's waiting items."""
+        with tenancy.as_user(user_id), self._database.postgres() as cursor:
+            mine = cursor.execute(MINE, (user_id, MOST_ITEMS)).fetchall()
+            running = cursor.execute(MINE_RUNNING, (user_id,)).fetchall()[0]["items"]
+        queue, items = self._queue(), []
+        for number, row in enumerate(mine, 1):
+            position, seconds = queue.place(user_id, _route(row["tiers"]), number)
+            wait = None if seconds is None else round(seconds)
+            items.append(ItemPosition(queue_item_id=row["item_id"], position=position, estimated_wait_seconds=wait))
+        return QueuePosition(items=items, running=running)
+
+    def users(self) -> set[str]:
+        """Who has anything that waits."""
+        return set(self._queue().waiting)
+
+    def _queue(self) -> Queue:
+        with self._lock:
+            if self._known is None or self._clock() - self._known[0] > KNOWN_SECONDS:
+                self._known = self._clock(), self._read()
+            return self._known[1]
+
+    def _read(self) -> Queue:
+        workers = [(Place(frozenset(each.tiers)), each.status == "busy") for each in registry.live(self._database) if each.claims]
+        waiting: dict[str, dict[tuple[str, ...] | None, int]] = {}
+        with tenancy.as_system(REASON), self._database.postgres() as cursor:
+            for row in cursor.execute(WAITING).fetchall():
+                waiting.setdefault(row["user_id"], {})[_route(row["tiers"])] = row["items"]
+            turns = {row.pop("user_id"): Turn(**row) for row in cursor.execute(TURNS, (list(waiting),)).fetchall()}
+            mean = cursor.execute(MEAN_SECONDS).fetchall()[0]["seconds"]
+        return Queue(waiting, turns, workers, max(0.1, mean or USUAL_SECONDS))
+
+
+class PositionEvents:
+    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has changed."""
+
+    def __init__(
+        self,
+        waiting: Waiting,
+        users_here: Callable[[], Collection[str]],
+        tell: Callable[[str, str, dict[str, Any]], object],
+        *,
+        every_seconds: float = TOLD_EVERY_SECONDS,
+    ) -> None:
+        self._waiting, self._users_here, self._tell, self._every_seconds = waiting, users_here, tell, every_seconds
+        self._told: dict[str, list[ItemPosition]] = {}
+        self._stop = Event()
+        self._thread = Thread(target=self._loop, name="saas-positions", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the thread is over."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def look(self) -> None:
+        """Tell whose items moved."""
+        here = set(self._users_here())
+        self._told = {user_id: items for user_id, items in self._told.items() if user_id in here}
+        waiting = self._waiting.users()
+        for user_id in sorted(here & waiting):
+            items = self._waiting.of(user_id).items
+            known = self._told.get(user_id, [])
+            for item in items:
+                if item not in known:
+                    self._tell(user_id, "gpu_queue_position", item.model_dump())
+            self._told[user_id] = items
+
+    def _loop(self) -> None:
+        failing = False
+        while not self._stop.wait(self._every_seconds):
+            try:
+                self.look()
+                failing = False
+            except Exception:
+                # Once per streak: a database that is away would fill the log.
+                if not failing:
+                    logger.exception("places in the queue are not told")
+                failing = True
+
+
+def _route(tiers: list[str] | None) -> tuple[str, ...] | None:
+    return None if tiers is None else tuple(sorted(tiers))

@@ -1,0 +1,1 @@
+"""GPU workers: the registry, the processes that run items, what scales them."""

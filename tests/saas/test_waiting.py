@@ -1,0 +1,112 @@
+"""A user's place in the queue and the expected wait, as numbers that a waiting person can believe."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from saas.people import rows
+from saas.rows import add_items, add_user
+
+from invokeai_saas.jobs import lease
+from invokeai_saas.jobs.routing import Place
+from invokeai_saas.jobs.waiting import PositionEvents, Queue, Turn, Waiting
+from invokeai_saas.workers import registry
+from invokeai_saas.workers.registry import Instance
+
+BASIC, LARGE = Place(frozenset({"basic"})), Place(frozenset({"high_performance"}))
+EARLIER, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=1)
+
+
+def queue(waiting: dict[str, int], turns: dict[str, Turn] | None = None, *, workers: int = 1, busy: int = 1) -> Queue:
+    """Users with so many items for any worker; jobs take 10 s."""
+    there = [(BASIC, number < busy) for number in range(workers)]
+    return Queue({user: {None: items} for user, items in waiting.items()}, turns or {}, there, 10.0)
+
+
+@pytest.mark.parametrize(("others", "number", "position", "seconds"), [
+    ({}, 1, 1, 10), ({}, 3, 3, 30), ({"bob": 1}, 1, 2, 20), ({"bob": 1000}, 1, 2, 20), ({"bob": 1000, "carl": 1}, 2, 5, 50),
+])  # fmt: skip
+def test_turns_go_round_however_much_others_have(others, number, position, seconds):
+    """A thousand items of somebody else are one turn before mine, and one more before each of my next."""
+    assert queue({"ann": 5, **others}).place("ann", None, number) == (position, seconds)
+
+
+def test_who_was_served_before_me_waits_behind_me():
+    served = {"ann": Turn(served_at=EARLIER), "bob": Turn(served_at=LATER)}
+
+    assert queue({"ann": 1, "bob": 9}, served).place("ann", None, 1)[0] == 1
+    assert queue({"ann": 1, "bob": 9}, served).place("bob", None, 1)[0] == 2
+
+
+def test_priority_is_worth_its_minutes():
+    """Ten minutes of one worker are sixty jobs of ten seconds."""
+    paid = {"bob": Turn(plan_priority=10)}
+
+    assert queue({"ann": 1, "bob": 1000}, paid).place("ann", None, 1)[0] == 62
+    assert queue({"ann": 1, "bob": 7}, paid).place("ann", None, 1)[0] == 8
+    assert queue({"ann": 1000, "bob": 7}, paid).place("bob", None, 1)[0] == 1
+
+
+def test_more_workers_share_the_wait_and_an_idle_one_ends_it():
+    assert queue({"ann": 9}, workers=3, busy=3).place("ann", None, 6) == (6, 20)
+    assert queue({"ann": 9}, workers=3, busy=2).place("ann", None, 1) == (1, 0)
+    assert queue({"ann": 9}, workers=0).place("ann", None, 1) == (1, None)
+
+
+def test_one_s_own_limit_is_waited_for():
+    limited = {"ann": Turn(max_parallel=1, running=1)}
+
+    assert queue({"ann": 9}, limited, workers=10, busy=1).place("ann", None, 2) == (2, 20)
+
+
+def test_items_for_other_workers_are_not_before_mine():
+    both = Queue({"ann": {("high_performance",): 1}, "bob": {("basic",): 50}}, {}, [(BASIC, True), (LARGE, True)], 10.0)
+
+    assert both.place("ann", ("high_performance",), 1) == (1, 10)
+    assert both.place("ann", ("dedicated",), 1)[1] is None
+
+
+@pytest.fixture
+def waiting(database):
+    for user in ("ann", "bob"):
+        add_user(database, user)
+    registry.register(database, Instance(name="gpu", worker_id="w", tiers=("basic",), device="cpu"))
+    return Waiting(database, clock=lambda: 0.0)
+
+
+def test_the_database_s_queue_is_what_is_counted(database, waiting):
+    bobs, anns = add_items(database, "bob", 3), add_items(database, "ann", 2)
+    lease.claim(database, worker_id="w", lease_seconds=60)
+    rows(database, "INSERT INTO job_attempts (item_id, attempt_no, user_id, worker_id, state, started_at, ended_at, lease_until)"
+                   " VALUES (999, 1, 'x', 'w', 'finished', now() - interval '4 seconds', now(), now())")  # fmt: skip
+    told = waiting.of("ann")
+
+    assert [(item.queue_item_id, item.position) for item in told.items] == [(anns[0], 1), (anns[1], 3)]
+    assert [item.estimated_wait_seconds for item in told.items] == [0, 8]
+    assert (told.running, waiting.of("bob").running) == (0, 1)
+    assert [item.queue_item_id for item in waiting.of("bob").items] == bobs[1:]
+
+
+def test_nobody_s_items_are_told_to_another(database, waiting):
+    add_items(database, "bob", 3)
+
+    assert waiting.of("ann").items == []
+
+
+def test_a_place_that_moves_is_told_once_to_who_is_here(database):
+    for user in ("ann", "bob"):
+        add_user(database, user)
+    [first], [second] = add_items(database, "bob", 1), add_items(database, "ann", 1)
+    rows(database, "UPDATE queue_turns SET served_at = now() WHERE user_id = 'ann'")
+    told: list[tuple] = []
+    clock = iter(range(0, 1000, 10))
+    events = PositionEvents(Waiting(database, clock=lambda: next(clock)), lambda: {"ann"}, lambda *what: told.append(what))
+    events.look()
+    events.look()
+    rows(database, "UPDATE session_queue SET status = 'canceled' WHERE item_id = %s", first)
+    events.look()
+
+    assert [(user, name, data["queue_item_id"], data["position"]) for user, name, data in told] == [
+        ("ann", "gpu_queue_position", second, 2), ("ann", "gpu_queue_position", second, 1),
+    ]  # fmt: skip
+
+

@@ -4,6 +4,7 @@ import statistics
 import time
 from pathlib import Path
 
+import pytest
 from saas.rows import add_user
 from saas.waking import attempts_of
 from saas.worker_fleet import Server, await_status, enqueue
@@ -12,6 +13,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.wakeups.port import Wakeup
 from invokeai_saas.wakeups.procrastinate import ProcrastinateWakeups
 
+pytestmark = pytest.mark.xdist_group("workers")
 CLAIM_SECONDS = 0.2
 ITEMS, ROUNDS = 12, 4
 

@@ -121,7 +121,7 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (*_listening(app, parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
+    loops = (*_listening(app, parts), background, _reaping(parts, settings), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
@@ -295,14 +295,15 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     return background
 
 
-def _reaping(parts: Parts) -> Any:
+def _reaping(parts: Parts, settings: Settings) -> Any:
     """In a thread of its own: what a lost item waits for has nothing slow before it."""
     from invokeai_saas.jobs.background import Background
     from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
     from invokeai_saas.swaps.session_queue import LEASE_SECONDS
 
     reaping = Background(parts.database)
-    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=LEASE_SECONDS)
+    lease_seconds = LEASE_SECONDS if parts.worker else settings.lease_seconds
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=lease_seconds)
     reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
     return reaping
 

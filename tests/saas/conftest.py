@@ -10,6 +10,7 @@ from saas.brokers import RedisServer, redis_server, sqs_server
 from saas.clusters import Cluster
 from saas.people import Person, join
 from saas.statement_recorder import record_if_asked
+from saas.worker_fleet import Nursery, nursery
 
 from invokeai_saas.accounts.model import AccountPolicy, Accounts
 from invokeai_saas.db.database import PostgresDatabase
@@ -27,6 +28,12 @@ def cluster() -> Iterator[Cluster]:
         yield started
         stop_embedded(Path(folder))
 
+
+@pytest.fixture(scope="session")
+def worker_nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """What real workers are forked from; half a minute, so tests that use it share an xdist group."""
+    with nursery(tmp_path_factory.mktemp("fleet")) as made:
+        yield made
 
 @pytest.fixture
 def dsn(cluster: Cluster) -> Iterator[str]:

@@ -140,6 +140,7 @@ SYSTEM_WORK = {
     "swaps/session_queue.py::tell": "owners hear what became of items whose workers are gone",
     "swaps/session_queue.py::enqueue_workflow_call_child": "a tenant does not choose the worker: a call inherits its parent's",
     "swaps/session_queue.py::resume_queue_item": "as enqueue_workflow_call_child",
+    "jobs/admission.py::admit_again": "writes the routes of items that are enqueued again",
     "swaps/session_queue.py::take": "a worker serves every tenant",
     "workers/endings.py::fail_over_price": "a worker stops the item that it holds",
     "workers/endings.py::fail": "a worker stops the item that it holds",

@@ -11,16 +11,12 @@ import pytest
 from saas.books import drift, settled
 from saas.people import join, rows
 from saas.rows import add_user
-from saas.worker_fleet import Nursery, Server, await_status, cancel, enqueue, nursery, status_of, subscribe, wait_for
+from saas.worker_fleet import Nursery, Server, await_status, cancel, enqueue, status_of, subscribe, wait_for
 from small_disk import small_disk
 
 from invokeai_saas.workers import registry
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Iterator[Nursery]:
-    with nursery(tmp_path_factory.mktemp("fleet")) as started:
-        yield started
+pytestmark = pytest.mark.xdist_group("workers")
 
 
 @pytest.fixture
@@ -29,11 +25,11 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def fleet(made, database) -> Iterator[Nursery]:
+def fleet(worker_nursery, database) -> Iterator[Nursery]:
     add_user(database, "ann")
     with Server(database):
-        yield made
-    made.end_workers()
+        yield worker_nursery
+    worker_nursery.end_workers()
 
 
 def test_an_item_is_claimed_run_and_settled_and_its_picture_is_its_owners(fleet, database, dsn, folder):

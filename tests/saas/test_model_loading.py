@@ -45,7 +45,9 @@ def loads(engine):
     """Our service with an empty cache."""
     from invokeai.backend.model_manager.load.model_cache.model_cache import ModelCache
 
-    cache = ModelCache(execution_device_working_mem_gb=1, enable_partial_loading=False, keep_ram_copy_of_weights=True, execution_device="cpu")
+    cache = ModelCache(
+        execution_device_working_mem_gb=1, enable_partial_loading=False, keep_ram_copy_of_weights=True, execution_device="cpu"
+    )
     yield UnchargedModelLoads(engine.services.configuration, cache)
     cache.shutdown()
 

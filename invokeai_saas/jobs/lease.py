@@ -30,8 +30,8 @@ ALL_TIERS = frozenset(("basic", "high_performance", "dedicated"))
 # user was last served: who enqueued a thousand items waits anew after each of them, and starves nobody. Among equals, who was served
 # longest ago. `waiting` leaps through the index from route to route, and through those that this worker may take from user to user: what
 # it must not take (other tiers, more memory, models it has not, somebody else's tensors) costs one look per route, however many users and
-# items wait for it. The lock on the turn sends a second claim to the next user, the lock on the item past one that is being canceled. A turn
-# without an item to take (all of them locked) comes back with NULL; no turn at all with those who have one, for WAIT_FOR_TURN.
+# items wait for it. The lock on the turn sends a second claim to the next user, the lock on the item past one that is being canceled. A
+# turn without an item to take (all of them locked) comes back with NULL; no turn at all with those who have one, for WAIT_FOR_TURN.
 # A user at their plan's limit of parallel jobs waits: what runs is counted through an index that holds nothing else. Parents that wait for
 # called workflows run nothing and take no slot, so that a chain of calls counts once. The count is older than the lock: a turn that
 # somebody used in between (what the count `seen` differs from what the lock found) is passed over, or two claims would count the same free

@@ -51,7 +51,7 @@ def there() -> Iterator[Deployment]:
 
 def install_toy(web: WebProcess) -> None:
     admin = web.sign_in(ADMIN, web.admin_password())
-    status, job = admin.ask("POST", f"/api/v2/models/install?source={TOY_MODEL}&inplace=true", {})
+    status, job = admin.ask("POST", f"/api/v2/models/install?source={TOY_MODEL}&inplace=true", {"name": TOY})
     assert status == 201, job
     wait_until(lambda: admin.get(f"/api/v2/models/install/{job['id']}")["status"] == "completed", seconds=120)
 

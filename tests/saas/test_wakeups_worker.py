@@ -2,26 +2,20 @@
 
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from saas.rows import add_user
 from saas.waking import attempts_of
-from saas.worker_fleet import Nursery, Server, await_status, enqueue, nursery
+from saas.worker_fleet import Server, await_status, enqueue
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.wakeups.port import Wakeup
 from invokeai_saas.wakeups.procrastinate import ProcrastinateWakeups
 
+pytestmark = pytest.mark.xdist_group("workers")
 CLAIM_SECONDS = 0.2
 ITEMS, ROUNDS = 12, 4
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Iterator[Nursery]:
-    with nursery(tmp_path_factory.mktemp("fleet")) as started:
-        yield started
 
 
 def claim_delays(database, wakeups) -> list[float]:
@@ -38,11 +32,11 @@ def claim_delays(database, wakeups) -> list[float]:
     return delays
 
 
-def test_an_idle_worker_of_a_server_claims_within_200_ms(made, database, dsn, tmp_path: Path):
+def test_an_idle_worker_of_a_server_claims_within_200_ms(worker_nursery, database, dsn, tmp_path: Path):
     add_user(database, "ann")
     wakeups = ProcrastinateWakeups(database)
     with Server(database):
-        worker = made.worker(dsn, tmp_path)
+        worker = worker_nursery.worker(dsn, tmp_path)
         await_status(database, enqueue(database, "ann", "sleep 0"), "completed", told=worker.log)
         for _ in range(ROUNDS):
             delays = claim_delays(database, wakeups)
@@ -50,6 +44,6 @@ def test_an_idle_worker_of_a_server_claims_within_200_ms(made, database, dsn, tm
             print(f"claimed after p50 {1000 * statistics.median(delays):.0f} ms, p95 {1000 * p95:.0f} ms")
             if p95 <= CLAIM_SECONDS:
                 break
-    made.end_workers()
+    worker_nursery.end_workers()
 
     assert p95 <= CLAIM_SECONDS

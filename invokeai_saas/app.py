@@ -12,14 +12,13 @@ from typing import Any
 
 from invokeai_saas.accounts import store
 from invokeai_saas.accounts.admin import ensure_admin
-from invokeai_saas.accounts.model import AccessChange, Account, Accounts
+from invokeai_saas.accounts.model import AccessChange
 from invokeai_saas.accounts.setup import accounts_of, limiter_of
 from invokeai_saas.billing.setup import billing_of
 from invokeai_saas.billing.worker import InboxWorker
 from invokeai_saas.credits.events import CreditEvents
 from invokeai_saas.credits.reconcile import BooksCheck
 from invokeai_saas.db import tenancy
-from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
@@ -80,7 +79,7 @@ def serve(settings: Settings, *, worker: bool = True) -> int:
 def open_server(settings: Settings, *, worker: bool = True) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
-    accounts = _accounts(settings, database)
+    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,))
     billing = InboxWorker(billing_of(settings, accounts, tell=_tell))
     parts = Parts(
         database=database,
@@ -121,7 +120,7 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
     operated.metrics.registry.register(FleetGauges(database))
     background = _background(settings, parts, billing, pulse, books)
     inside = InsideWorker(database, lambda: _services().session_processor)
-    loops = (*_listening(app, parts), background, _reaping(parts), billing, CreditEvents(database, _tell_here), inside)
+    loops = (*_listening(app, parts), background, _reaping(parts, settings), billing, CreditEvents(database, _tell_here), inside)
     app.router.lifespan_context = _lifespan(app.router.lifespan_context, parts, loops)
     return Server(settings, parts, app, operated, shutdown, loop)
 
@@ -136,18 +135,6 @@ def _listening(app: Any, parts: Parts) -> Sequence[Any]:
     if parts.bus is None:
         return (positions,)
     return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here), positions)
-
-
-def _accounts(settings: Settings, database: PostgresDatabase) -> Accounts:
-    """Whoever proves an address gets a trial, where plans count."""
-    from invokeai_saas.billing import trial
-
-    def begin_trial(cursor: Any, account: Account) -> bool:
-        return trial.begin(accounts, cursor, account)
-
-    more: dict[str, Any] = {"verified": begin_trial} if settings.metering else {}
-    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,), **more)
-    return accounts
 
 
 def announce_first_admin(server: Server) -> None:
@@ -208,7 +195,7 @@ def _add_routes(app: Any, parts: Parts, billing: InboxWorker) -> None:
     interface = [route for route in app.router.routes if getattr(route, "name", None) in ("ui", "static")]
     app.state.saas_files, app.state.saas_waiting = parts.files, Waiting(parts.database)
     api.install(app, api.Web(parts.accounts, limiter_of(parts.database)))
-    billing_api.install(app, billing.billing)
+    billing_api.install(app, billing.billing, metering=parts.metering)
     ours = (api.auth_router, api.keys_router, admin_api.admin_router, stock_api.stock_router, queue_router, jobs_router, files_router)
     for router in (*ours, *plans_api.ROUTERS, *credits_api.ROUTERS, *billing_api.ROUTERS, dashboards_router, gpu_router):
         app.include_router(router, prefix="/api")
@@ -295,14 +282,15 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     return background
 
 
-def _reaping(parts: Parts) -> Any:
+def _reaping(parts: Parts, settings: Settings) -> Any:
     """In a thread of its own: what a lost item waits for has nothing slow before it."""
     from invokeai_saas.jobs.background import Background
     from invokeai_saas.jobs.reaper import PERIOD_SECONDS, Reaper
     from invokeai_saas.swaps.session_queue import LEASE_SECONDS
 
     reaping = Background(parts.database)
-    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=LEASE_SECONDS)
+    lease_seconds = LEASE_SECONDS if parts.worker else settings.lease_seconds
+    reaper = Reaper(parts.database, lambda: _services().session_queue.reap(), lease_seconds=lease_seconds)
     reaping.add("reap", PERIOD_SECONDS, reaper, alone=False)
     return reaping
 

@@ -194,6 +194,12 @@ class Settings(BaseSettings):
             raise ValueError("expected an address that starts with https:// or http://")
         return value
 
+    @field_validator("stripe_secret_key", "stripe_account", "stripe_api_base", mode="before")
+    @classmethod
+    def _empty_counts_as_unset(cls, value: object) -> object:
+        # As compose files write what is left out.
+        return None if isinstance(value, str) and not value.strip() else value
+
     @field_validator("events")
     @classmethod
     def _a_transport(cls, value: SecretStr | None) -> SecretStr | None:
@@ -329,7 +335,9 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        problems = "; ".join(f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False, include_url=False))
+        found = error.errors(include_input=False, include_url=False)
+        # A default that is made from other settings has nothing of its own to say when one of those is wrong.
+        problems = "; ".join(f"{_variable(item['loc'])}: {item['msg']}" for item in found if item["type"] != "default_factory_not_called")
         raise BadSettings(problems) from None
 
 

@@ -75,8 +75,8 @@ def create(
         cursor.execute(INSERT, (user_id, email.lower(), name, password_hash))
         if cursor.rowcount != 1:
             raise BadAccountInput("email: expected an address that no account has")
-        cursor.execute(VERIFY, (user_id,))
         cursor.execute(SET_ROLE, (role, user_id))
+        store.prove(accounts, cursor, _existing(store.by_id(cursor, user_id)))
         audit.append(cursor, caller.user_id, "user_added", user_id, {"role": role})
         return _existing(store.by_id(cursor, user_id)), made
 

@@ -39,6 +39,17 @@ class LinkInvalid(SaasError):
         super().__init__("expected a link that is unused and not expired: ask for a new one")
 
 
+class AlreadyConfirmed(LinkInvalid):
+    """A signup's link of an address that was confirmed meanwhile: by another letter, or by an administrator."""
+
+    def __init__(self) -> None:
+        SaasError.__init__(self, "this address is confirmed already: log in, or set a new password")
+
+    def body(self) -> dict[str, str]:
+        """For the page, which says it in its language."""
+        return {"error": "already_confirmed", "message": str(self)}
+
+
 class BadAccountInput(SaasError):
     """A field is wrong; the message says what was expected."""
 

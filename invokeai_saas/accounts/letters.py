@@ -8,7 +8,7 @@ from urllib.parse import quote
 Kind = Literal[
     "verify", "invite", "address_known", "reset", "password_changed", "erase_notice", "deleted",
     "trial_started", "trial_ended", "renewed", "payment_failed", "suspended", "subscription_ended", "pack_bought", "pack_pending",
-    "pack_failed", "money_back", "tester_granted", "tester_revoked", "low_balance",
+    "pack_failed", "money_back", "credits_back", "tester_granted", "tester_revoked", "low_balance",
 ]  # fmt: skip
 
 SUBJECTS: dict[Kind, str] = {
@@ -29,6 +29,7 @@ SUBJECTS: dict[Kind, str] = {
     "pack_pending": "Your payment is on its way",
     "pack_failed": "Your payment did not go through",
     "money_back": "Credits were taken back",
+    "credits_back": "Your credits are back",
     "tester_granted": "You are a tester",
     "tester_revoked": "Your time as a tester has ended",
     "low_balance": "Your credits are running low",
@@ -68,6 +69,7 @@ BODIES: dict[Kind, tuple[str, ...]] = {
     "pack_pending": ("thank you for your order. Your bank is sending the payment; the credits come when it has arrived:",),
     "pack_failed": ("your bank did not send the payment for the credits that you ordered, so nothing was charged. Try again here:",),
     "money_back": ("a payment of yours was refunded or is disputed, and the unused credits that came with it were taken back. See here:",),
+    "credits_back": ("the credits that were taken back with a disputed or refunded payment are on your account again. See here:",),
     "tester_granted": ("you were given the tester plan and its credits for a while. See what you have here:",),
     "tester_revoked": ("your time as a tester has ended, and the unused credits of it were taken back. Choose a plan to go on:",),
     "low_balance": ("fewer than ten credits are left on your account. Buy more, or choose a larger plan, here:",),
@@ -81,18 +83,19 @@ PATHS: dict[Kind, str] = {
     "password_changed": "/account/forgot-password",
     "erase_notice": "/",
     "deleted": "",
-    "trial_started": "/account/subscription",
-    "trial_ended": "/account/subscription",
+    "trial_started": "/account/billing",
+    "trial_ended": "/account/billing",
     "renewed": "/account/billing",
     "payment_failed": "/account/billing",
     "suspended": "/account/billing",
-    "subscription_ended": "/account/subscription",
+    "subscription_ended": "/account/billing",
     "pack_bought": "/account/billing",
     "pack_pending": "/account/billing",
     "pack_failed": "/account/billing",
     "money_back": "/account/billing",
-    "tester_granted": "/account/subscription",
-    "tester_revoked": "/account/subscription",
+    "credits_back": "/account/billing",
+    "tester_granted": "/account/billing",
+    "tester_revoked": "/account/billing",
     "low_balance": "/account/billing",
 }
 

@@ -15,7 +15,6 @@ from invokeai_saas.jobs import lease
 OPERATOR = "operator"
 REASON = "the operator has the machine"
 INSERT = "INSERT INTO users (user_id, email, display_name, password_hash) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
-SET_STATE = "UPDATE saas_users SET role = %s, email_verified_at = COALESCE(email_verified_at, clock_timestamp()) WHERE user_id = %s"
 SET_ROLE = "UPDATE saas_users SET role = %s WHERE user_id = %s"
 SET_NAME = "UPDATE users SET display_name = %s WHERE user_id = %s"
 SET_ACTIVE = "UPDATE users SET is_active = 1 WHERE user_id = %s"
@@ -33,7 +32,8 @@ def add(accounts: Accounts, *, email: str, name: str | None = None, role: Role =
         cursor.execute(INSERT, (user_id, email.lower(), name, password_hash))
         if cursor.rowcount != 1:
             raise BadAccountInput("expected an address that no account has")
-        cursor.execute(SET_STATE, (role, user_id))
+        cursor.execute(SET_ROLE, (role, user_id))
+        store.prove(accounts, cursor, _existing(cursor, email))
         audit.append(cursor, OPERATOR, "user_added", user_id, {"role": role})
     return made
 
@@ -66,7 +66,8 @@ def give_role(accounts: Accounts, *, email: str, role: Role) -> None:
         account = _existing(cursor, email)
         if role != "super_admin":
             roles.demand_another(cursor, account)
-        cursor.execute(SET_STATE, (role, account.user_id))
+        cursor.execute(SET_ROLE, (role, account.user_id))
+        store.prove(accounts, cursor, account)
         audit.append(cursor, OPERATOR, "role_changed", account.user_id, {"from": account.role, "to": role})
         service.announce(accounts, _existing(cursor, email))
 
@@ -75,7 +76,7 @@ def verify(accounts: Accounts, *, email: str) -> None:
     """Take the address as its owner's without a letter; links that are on their way open nothing any more."""
     with tenancy.as_system(REASON), accounts.database.postgres() as cursor:
         account = _existing(cursor, email)
-        cursor.execute(SET_STATE, (account.role, account.user_id))
+        store.prove(accounts, cursor, account)
         tokens.void_links(cursor, account.user_id)
         audit.append(cursor, OPERATOR, "address_verified", account.user_id)
 

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from invokeai_saas.accounts import mail, passwords, store, tokens
-from invokeai_saas.accounts.errors import AddressNotVerified, BadAccountInput, LinkInvalid, NotSignedIn, WrongPassword
+from invokeai_saas.accounts.errors import AddressNotVerified, AlreadyConfirmed, BadAccountInput, LinkInvalid, NotSignedIn, WrongPassword
 from invokeai_saas.accounts.model import AccessChange, Account, Accounts, Principal
 from invokeai_saas.accounts.store import Cursor
 from invokeai_saas.db import tenancy
@@ -22,7 +22,6 @@ INSERT_USER = """
 INSERT INTO users (user_id, email, display_name, password_hash) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING user_id
 """
 CONFIRM_SIGNUP = "UPDATE users SET password_hash = %s, display_name = %s WHERE user_id = %s"
-MARK_VERIFIED = "UPDATE saas_users SET email_verified_at = COALESCE(email_verified_at, clock_timestamp()) WHERE user_id = %s"
 RECORD_LOGIN = """
 UPDATE users SET last_login_at = to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') WHERE user_id = %s
 """
@@ -68,12 +67,11 @@ def verify_email(accounts: Accounts, secret: str) -> Verified:
     with tenancy.as_system("a letter's link says whose it is"), accounts.database.postgres() as cursor:
         account, payload = _spend(cursor, secret, "verify")
         cursor.execute(CONFIRM_SIGNUP, (payload["password_hash"], payload["display_name"], account.user_id))
-        cursor.execute(MARK_VERIFIED, (account.user_id,))
         # Other signups of the same address end here.
         tokens.void_links(cursor, account.user_id)
         first_time = store.mark_address(cursor, account.email)
+        store.prove(accounts, cursor, account)
         account = _demand(store.by_id(cursor, account.user_id))
-        accounts.verified(cursor, account)
         return Verified(account, tokens.open_family(accounts, cursor, account), first_time)
 
 
@@ -143,9 +141,7 @@ def reset_password(accounts: Accounts, *, secret: str, password: str) -> None:
     with tenancy.as_system("a letter's link says whose it is"), accounts.database.postgres() as cursor:
         account, _ = _spend(cursor, secret, "reset")
         replace_password(accounts, cursor, account, password_hash)
-        cursor.execute(MARK_VERIFIED, (account.user_id,))
-        if account.email_verified_at is None:
-            accounts.verified(cursor, account)
+        store.prove(accounts, cursor, account)
 
 
 def change_password(accounts: Accounts, caller: Principal, *, old: str, new: str) -> tuple[Account, tokens.Tokens]:
@@ -194,6 +190,8 @@ def announce(accounts: Accounts, account: Account) -> None:
 
 def _spend(cursor: Cursor, secret: str, purpose: Any) -> tuple[Account, dict[str, Any]]:
     found = tokens.spend_link(cursor, secret, purpose)
+    if found is None and purpose == "verify" and tokens.is_needless(cursor, secret):
+        raise AlreadyConfirmed
     account = None if found is None else store.by_id(cursor, found[0], lock=True)
     if found is None or account is None or not account.is_active or account.deleted_at is not None:
         raise LinkInvalid

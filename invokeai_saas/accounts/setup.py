@@ -1,11 +1,11 @@
 """Settings in; accounts, their limits and the way of their letters out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from invokeai_saas.accounts.mail import SmtpTransport
-from invokeai_saas.accounts.model import AccessChange, Account, AccountPolicy, Accounts
+from invokeai_saas.accounts.model import AccessChange, AccountPolicy, Accounts
 from invokeai_saas.accounts.oidc import OidcVerifier
 from invokeai_saas.accounts.rate_limits import PostgresStorage, RateLimiter
 from invokeai_saas.db.database import PostgresDatabase
@@ -18,16 +18,23 @@ def accounts_of(
     *,
     access_changed: Callable[[AccessChange], None] = lambda change: None,
     erasers: tuple[Callable[[str], None], ...] = (),
-    verified: Callable[[Any, Account], object] = lambda cursor, account: None,
 ) -> Accounts:
-    """`access_changed` tells live sockets and running jobs; `erasers` journal the deletion of a user's files; `verified` begins trials."""
+    """`access_changed` tells live sockets and running jobs; `erasers` journal the deletion of a user's files.
+
+    Whoever's address is proved gets a trial, where plans count.
+    """
     policy = AccountPolicy(
         access=timedelta(seconds=settings.access_token_seconds),
         public_url=settings.public_url,
         signup_open=settings.signup_open,
         oidc_role_claim=settings.oidc_role_claim,
     )
-    return Accounts(database, policy, access_changed, erasers, verifier_of(settings), verified)
+    accounts = Accounts(database, policy, access_changed, erasers, verifier_of(settings))
+    if not settings.metering:
+        return accounts
+    from invokeai_saas.billing import trial
+
+    return replace(accounts, verified=lambda cursor, account: trial.begin(accounts, cursor, account))
 
 
 def verifier_of(settings: Settings) -> OidcVerifier | None:

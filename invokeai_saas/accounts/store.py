@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import psycopg
 from psycopg.rows import DictRow
 
-from invokeai_saas.accounts.model import Account
+from invokeai_saas.accounts.model import Account, Accounts
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 
@@ -36,6 +36,7 @@ ENSURE_SECRET = "INSERT INTO app_settings (key, value) VALUES (%s, %s) ON CONFLI
 READ_SECRET = "SELECT value FROM app_settings WHERE key = %s"
 SIGNING, ADDRESS_MARKS = "jwt_secret", "saas_secret_address_marks"
 _kept: "WeakKeyDictionary[PostgresDatabase, str]" = WeakKeyDictionary()
+MARK_VERIFIED = "UPDATE saas_users SET email_verified_at = COALESCE(email_verified_at, clock_timestamp()) WHERE user_id = %s"
 MARK_ADDRESS = "INSERT INTO address_marks (mark) VALUES (%s) ON CONFLICT DO NOTHING"
 
 
@@ -80,6 +81,13 @@ def mark_address(cursor: Cursor, email: str) -> bool:
     """Remember a verified address beyond the account's deletion, as a keyed hash; returns whether it is new here."""
     cursor.execute(MARK_ADDRESS, (keyed_mark(cursor, email.lower()),))
     return cursor.rowcount == 1
+
+
+def prove(accounts: Accounts, cursor: Cursor, account: Account) -> None:
+    """Take the address as its owner's, whoever says so: a letter's link, an admin, the operator. The first time a trial begins."""
+    cursor.execute(MARK_VERIFIED, (account.user_id,))
+    if account.email_verified_at is None:
+        accounts.verified(cursor, account)
 
 
 def keyed_mark(cursor: Cursor, text: str) -> str:

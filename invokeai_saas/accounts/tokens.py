@@ -63,6 +63,10 @@ UPDATE one_time_tokens AS spent SET used_at = clock_timestamp(), payload = '{}'
 FROM link WHERE spent.token_hash = link.token_hash
 RETURNING link.user_id, link.payload
 """
+NEEDLESS = """
+SELECT 1 FROM one_time_tokens JOIN saas_users USING (user_id)
+WHERE token_hash = %s AND purpose = 'verify' AND email_verified_at IS NOT NULL AND deleted_at IS NULL
+"""
 VOID_LINKS = """
 UPDATE one_time_tokens SET used_at = clock_timestamp(), payload = '{}' WHERE user_id = %s AND used_at IS NULL
 """
@@ -195,6 +199,11 @@ def spend_link(cursor: Cursor, secret: str, purpose: Literal["verify", "reset"])
     """Whose link it is and what it carries; None when it is used, too old or unknown. Of two at once one gets it."""
     row = cursor.execute(SPEND_LINK, (store.sha256(secret), purpose)).fetchone()
     return None if row is None else (row["user_id"], row["payload"])
+
+
+def is_needless(cursor: Cursor, secret: str) -> bool:
+    """Whether it is a signup's link whose address was confirmed another way, or by it before."""
+    return cursor.execute(NEEDLESS, (store.sha256(secret),)).fetchone() is not None
 
 
 def void_links(cursor: Cursor, user_id: str) -> None:

@@ -22,11 +22,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Subscriptions(BaseModel):
-    """Who runs on a plan now; the price is None where it is agreed by contract."""
+    """Who runs on a plan now, and how many of them Stripe bills; the price is None where it is agreed by contract."""
 
     slug: str
     plan_type: str
     users: int
+    billed: int
     currency: str
     monthly_revenue: Decimal | None
 

@@ -1,7 +1,7 @@
 """Revenue and usage of a period (S3-179, S3-180, C-45): payments, usage records and plans in, sums and one line per day out. Read only.
 
 Money is what was paid, less what was given back, per currency; cost is measured seconds times what the plan's tier costs (decision 20).
-A month's recurring revenue counts running paid subscriptions at their plan's monthly price.
+A month's recurring revenue counts running subscriptions that Stripe bills, at their plan's monthly price; what was given by hand is none.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Period = Literal["day", "week", "month", "quarter", "year"]
 DAYS: dict[str, int] = {"day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}
 
 SUBSCRIPTIONS = """
-SELECT plans.slug, plans.plan_type, count(*) AS users, plans.currency,
-    CASE WHEN plans.plan_type = 'paid' THEN count(*) * plans.monthly_price ELSE 0 END AS monthly_revenue
-FROM user_subscriptions AS held JOIN subscription_plans AS plans USING (plan_id)
-WHERE held.status IN ('trialing', 'active', 'past_due')
+SELECT plans.slug, plans.plan_type, count(*) AS users, count(held.stripe_subscription_id) AS billed, plans.currency,
+    CASE WHEN plans.plan_type = 'paid' THEN count(held.stripe_subscription_id) * plans.monthly_price ELSE 0 END AS monthly_revenue
+FROM user_subscriptions AS held JOIN subscription_plans AS plans USING (plan_id) JOIN saas_users USING (user_id)
+WHERE held.status IN ('trialing', 'active', 'past_due') AND saas_users.deleted_at IS NULL
 GROUP BY plans.slug, plans.plan_type, plans.currency, plans.monthly_price ORDER BY plans.monthly_price NULLS LAST, plans.slug
 """
 PAYMENTS = """

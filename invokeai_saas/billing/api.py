@@ -20,9 +20,9 @@ testers_router = APIRouter(prefix="/v1/admin/tester-plan", tags=["admin"], depen
 ROUTERS = (subscriptions_router, purchase_router, testers_router, webhooks_router)
 
 
-def install(app: FastAPI, billing: Billing) -> None:
-    """Give the application what the routes need."""
-    app.state.saas_billing = billing
+def install(app: FastAPI, billing: Billing, *, metering: bool = True) -> None:
+    """Give the application what the routes and the page need; without `metering` plans and credits count for nothing."""
+    app.state.saas_billing, app.state.saas_metering = billing, metering
 
 
 @subscriptions_router.post("/subscribe", response_model=forms.CheckoutDTO)

@@ -14,6 +14,7 @@ from typing import Any
 from invokeai_saas.accounts import erase, letters, mail, store
 from invokeai_saas.accounts.store import Cursor
 from invokeai_saas.billing import plans_of
+from invokeai_saas.billing.errors import UnknownPrice
 from invokeai_saas.billing.model import LIVE, NEVER_BEGAN, PACKS, UNPAID, Billing, InvoiceFacts, PaymentFacts, SubscriptionFacts
 from invokeai_saas.billing.plans_of import PlansByPrice
 from invokeai_saas.credits import service as credits
@@ -142,7 +143,7 @@ def invoice(turn: Applying, found: InvoiceFacts) -> None:
     if found.status == "paid" and found.paid_at is not None:
         _paid(turn, found, found.paid_at)
     elif found.attempted:
-        _invoice_payment(turn, found, status="failed", granted=0, plan_slug=None, description="Invoice not paid")
+        _invoice_payment(turn, found, status="failed", granted=0, plan_slug=_wanted(turn, found), description="Invoice not paid")
         if before is None:
             turn.write("payment_failed")
 
@@ -157,6 +158,15 @@ def _paid(turn: Applying, found: InvoiceFacts, paid_at: datetime) -> None:
         until = line.period_end if line.proration else max(line.period_end, paid_at + timedelta(days=plan.validity_days))
         _grant(turn, granted, "subscription", paid_at, until, f"{what}: {granted:,} credits", found.id)
         turn.write("renewed")
+
+
+def _wanted(turn: Applying, found: InvoiceFacts) -> str | None:
+    """The plan that an unpaid invoice would pay."""
+    try:
+        plan = plans_of.credits_of(turn.plans, found)[1]
+    except UnknownPrice:
+        return None
+    return plan.slug if plan else None
 
 
 def _invoice_payment(turn: Applying, found: InvoiceFacts, *, status: str, granted: int, plan_slug: str | None, description: str) -> None:
@@ -250,12 +260,12 @@ def _money_back(turn: Applying, found: PaymentFacts) -> None:
         before += each.amount
     for refund in found.refunds:
         if not refund.counts:
-            credits.give_back(turn.cursor, key=refund.id, reason="Refund failed")
+            _give_back(turn, refund.id, "Refund failed")
     for dispute in found.disputes:
         if dispute.money_gone:
             _take_back(turn, part(dispute.amount), source, reference, dispute.id, "Disputed payment")
         else:
-            credits.give_back(turn.cursor, key=dispute.id, reason="Dispute settled")
+            _give_back(turn, dispute.id, "Dispute settled")
 
 
 def _take_back(turn: Applying, amount: int, source: Any, reference: str, key: str, reason: str) -> None:
@@ -265,6 +275,11 @@ def _take_back(turn: Applying, amount: int, source: Any, reference: str, key: st
         )
         if taken.first:
             turn.write("money_back")
+
+
+def _give_back(turn: Applying, key: str, reason: str) -> None:
+    if credits.give_back(turn.cursor, key=key, reason=reason) > 0:
+        turn.write("credits_back")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A plan without Stripe: contracts (Enterprise has no price there), imported users, the first administrator.
 
-Whoever has the machine gives it for a number of days, with credits for that time; what was given before ends, what is paid for does not.
+Whoever has the machine gives it for a number of days, with credits for that time; the plan that was given before ends and its
+credits stay, what is paid for is not touched.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -73,8 +74,10 @@ def _demand(*, days: int, amount: int, reason: str) -> None:
         raise BadBillingInput(f"days: expected 1 to {MOST_DAYS:,}, got {days:,}")
     if not 0 <= amount <= MOST_CREDITS:
         raise BadBillingInput(f"credits: expected 0 to {MOST_CREDITS:,}, got {amount:,}")
-    if not reason.strip() or "@" in reason:
-        raise BadBillingInput("reason: expected a few words for the audit log, which keeps no address")
+    if not reason.strip():
+        raise BadBillingInput("reason: expected a few words for the audit log, got none")
+    if "@" in reason:
+        raise BadBillingInput("reason: expected words without an @: the audit log keeps no address")
 
 
 def _account(cursor: store.Cursor, email: str) -> Account:

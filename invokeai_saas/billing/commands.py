@@ -11,6 +11,7 @@ from invokeai_saas.settings import Settings
 if TYPE_CHECKING:
     from invokeai_saas.billing.model import Billing
 
+MOST_DAYS_BACK = 365
 STATES = ("waiting", "failed", "ignored", "done")
 
 
@@ -19,7 +20,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser = subparsers.add_parser("billing", help="Stripe: what came, what is stuck, what was missed")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add(commands, "reconcile", "bring in what webhooks did not bring", reconcile)(
-        ("--days", {"type": float, "help": "look this far back instead of since the last time; Stripe remembers 30 days"}),
+        ("--days", {"type": _days, "help": "1 to 365: look this far back instead of since the last time; Stripe remembers 30 days"}),
         ("--all", {"action": "store_true", "help": "ask about every customer one by one, also of what is older"}),
     )
     _add(commands, "inbox", "show events that wait or failed", inbox)(
@@ -50,6 +51,16 @@ def _add(
             parser.add_argument(option, **settings)  # type: ignore[arg-type]
 
     return options
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 1 <= days <= MOST_DAYS_BACK:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MOST_DAYS_BACK} days, got {text}")
+    return days
 
 
 def reconcile(args: argparse.Namespace, settings: Settings) -> int:
@@ -93,7 +104,7 @@ def retry(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def give_plan(args: argparse.Namespace, settings: Settings) -> int:
-    """What was given before ends; what is paid for at Stripe is refused."""
+    """The plan that was given before ends and its credits stay; what is paid for at Stripe is refused."""
     from invokeai_saas.billing import by_hand
 
     with _opened(settings) as billing:

@@ -1,4 +1,6 @@
-"""What can go wrong with money, with the status that a route answers. After any of them nothing was changed here."""
+"""What can go wrong with money, with the status that a route answers. After any of them but PaymentOpen nothing was changed here."""
+
+from typing import Any
 
 from invokeai_saas.errors import SaasError
 
@@ -45,6 +47,21 @@ class PaymentDeclined(SaasError):
     """The card was declined."""
 
     status = 402
+
+
+class PaymentOpen(SaasError):
+    """An upgrade waits at Stripe for its payment: the card was declined, or its owner has to confirm. The old plan goes on."""
+
+    status = 402
+
+    def __init__(self, pending_plan: str | None) -> None:
+        super().__init__("the upgrade waits for its payment: pay its invoice in the portal, or wait a day and it is taken back")
+        self._pending_plan = pending_plan
+
+    def body(self) -> dict[str, Any]:
+        """As /subscriptions/my says it."""
+        told = {"payment_open": True, "pending_plan_slug": self._pending_plan}
+        return {"error": "payment_open", "message": str(self), **told}
 
 
 class BadBillingInput(SaasError):

@@ -53,6 +53,9 @@ class SubscriptionDTO(BaseModel):
     trial_end: datetime | None
     cancel_at_period_end: bool
     grace_until: datetime | None
+    # An invoice waits for its money, and what it would buy.
+    payment_open: bool
+    pending_plan_slug: str | None
 
 
 class TesterGrantRequest(BaseModel):

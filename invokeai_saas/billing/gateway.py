@@ -6,6 +6,7 @@ Every request that changes something carries an idempotency key, so that the SDK
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import stripe
@@ -47,6 +48,17 @@ class Gateway:
         self._v1, self._in_transaction = client.v1, in_transaction
 
     # questions
+
+    def check(self) -> None:
+        """Raises what is the matter with the key or the way to Stripe; reads one event."""
+        with self._translated():
+            self._v1.events.list({"limit": 1})
+
+    def price(self, name: str) -> tuple[bool, Decimal, str]:
+        """Whether a price can be bought, what it asks and in which currency. Raises StripeObjectGone."""
+        with self._translated():
+            made = self._v1.prices.retrieve(name).to_dict()
+        return bool(made["active"]), facts.money_of(made["unit_amount"] or 0, made["currency"]), str(made["currency"])
 
     def subscriptions(self, customer: str) -> list[SubscriptionFacts]:
         """Every subscription that the customer has or had."""
@@ -91,7 +103,9 @@ class Gateway:
                 yield event.to_dict()
 
     def _payment(self, made: Any) -> PaymentFacts:
-        charge, paid, refunds, disputes = made["latest_charge"], None, [], []
+        charge, paid = made["latest_charge"], None
+        refunds: list[facts.Object] = []
+        disputes: list[facts.Object] = []
         if "pack" not in made["metadata"] and made["status"] == "succeeded":
             asked: Any = {"payment": {"type": "payment_intent", "payment_intent": made["id"]}}
             paying = self._v1.invoice_payments.list(asked).data
@@ -178,14 +192,15 @@ class Gateway:
             url: str = self._v1.billing_portal.sessions.create({"customer": customer, "return_url": return_url}).url
         return url
 
-    def upgrade(self, held: SubscriptionFacts, *, price: str, key: str) -> None:
-        """A dearer price now, the difference invoiced and charged at once; until it is paid the old price stays."""
+    def upgrade(self, held: SubscriptionFacts, *, price: str, key: str) -> str | None:
+        """A dearer price now, the difference invoiced and charged at once. The invoice's id if it is not paid: the old price stays."""
         params: Any = {
             "items": [{"id": held.item_id, "price": price}],
             "proration_behavior": "always_invoice",
             "payment_behavior": "pending_if_incomplete",
         }
-        self._update(held.id, params, key)
+        changed = self._update(held.id, params, key)
+        return None if changed["pending_update"] is None else facts.id_of(changed["latest_invoice"])
 
     def downgrade(self, held: SubscriptionFacts, *, price: str, plan: str, key: str) -> None:
         """A cheaper price from the next invoice on; the metadata say which plan counts until then."""
@@ -214,9 +229,9 @@ class Gateway:
                         raise
             self._v1.subscriptions.cancel(subscription, {}, {"idempotency_key": f"duplicate-{subscription}"})
 
-    def _update(self, subscription: str, params: Any, key: str) -> None:
+    def _update(self, subscription: str, params: Any, key: str) -> Any:
         with self._translated():
-            self._v1.subscriptions.update(subscription, params, {"idempotency_key": key})
+            return self._v1.subscriptions.update(subscription, params, {"idempotency_key": key}).to_dict()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

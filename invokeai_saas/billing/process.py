@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from invokeai_saas.accounts.store import Cursor
 from invokeai_saas.billing import apply, customers, inbox
@@ -63,8 +63,10 @@ def process_customer(billing: Billing, customer: str, *extra: Ref) -> bool:
 
 
 @contextmanager
-def holding(billing: Billing, customer: str) -> Iterator[Callable[[], None]]:
-    """Keep everybody else off a customer while a verb changes it at Stripe; call what is yielded to bring the change in. Raises Busy."""
+def holding(billing: Billing, customer: str) -> Iterator[Callable[..., None]]:
+    """Keep everybody else off a customer while a verb changes it at Stripe; call what is yielded to bring the change in, and what else
+    the change touched. Raises Busy.
+    """
     deadline = time.monotonic() + billing.policy.wait.total_seconds()
     while (taken := inbox.take(billing, customer, extra=(SUBSCRIPTIONS,))) is None:
         if time.monotonic() >= deadline:
@@ -72,10 +74,10 @@ def holding(billing: Billing, customer: str) -> Iterator[Callable[[], None]]:
         time.sleep(POLL_SECONDS)
     brought_in = False
 
-    def bring_in() -> None:
+    def bring_in(*extra: Ref) -> None:
         nonlocal brought_in
         brought_in = True
-        _look_after(billing, taken)
+        _look_after(billing, replace(taken, refs=(*taken.refs, *extra)))
 
     try:
         yield bring_in

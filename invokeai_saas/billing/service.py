@@ -10,17 +10,19 @@ from uuid import UUID
 
 from invokeai_saas.accounts.model import Principal
 from invokeai_saas.billing import customers, plans_of
-from invokeai_saas.billing.errors import BadBillingInput, NoSubscription, SubscriptionRuns
+from invokeai_saas.billing.errors import BadBillingInput, NoSubscription, PaymentOpen, SubscriptionRuns
+from invokeai_saas.billing.inbox import Ref
 from invokeai_saas.billing.model import LIVE, PACKS, UNPAID, Billing, SubscriptionFacts
 from invokeai_saas.billing.plans_of import PlansByPrice
 from invokeai_saas.billing.process import holding
 from invokeai_saas.db import tenancy
-from invokeai_saas.plans import catalog
+from invokeai_saas.plans import catalog, gate
 from invokeai_saas.plans.errors import NoSuchPlan
 from invokeai_saas.plans.model import Plan
 
-DONE, CANCELED = "/account/subscription?done=1", "/account/subscription"
-PACK_DONE, PACK_CANCELED = "/account/billing?done=1", "/account/billing"
+# The page of web/pages.py; what it says when somebody comes back from Stripe stands in the query.
+PAGE = "/account/billing"
+PAID, NOT_PAID = f"{PAGE}?checkout=success", f"{PAGE}?checkout=canceled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +49,40 @@ def subscribe(billing: Billing, caller: Principal, *, plan_id: str, key: str) ->
             user_id=caller.user_id,
             price=str(plan.stripe_price_monthly),
             plan=plan.slug,
-            success_url=public_url + DONE,
-            cancel_url=public_url + CANCELED,
+            success_url=public_url + PAID,
+            cancel_url=public_url + NOT_PAID,
             key=f"subscribe-{key}",
         )
     return Checkout(session_id, url)
 
 
 def change_plan(billing: Billing, caller: Principal, *, plan_id: str, key: str) -> dict[str, Any]:
-    """Up: at once, for the difference. Down: at the end of the period. The plan that counts, while a downgrade waits: undoes it."""
+    """Up: at once, for the difference. Down: at the end of the period. The plan that counts, while a downgrade waits: undoes it.
+
+    Raises PaymentOpen for an upgrade whose payment did not go through: the plan of before goes on.
+    """
     caller.demand_login()
     gateway = customers.gateway_of(billing)
     plan, plans = _sellable(billing, plan_id)
     customer = _customer(billing, caller.user_id)
     with holding(billing, customer) as bring_in:
         held = _running(gateway.subscriptions(customer))
-        _demand_changeable(held)
+        _demand_changeable(held, plans)
         now, following = plans.counting(held)
         if plan.slug == (following or now).slug:
             raise BadBillingInput(f"plan_id: expected another plan than {plan.slug}, which it is or becomes already")
-        price = str(plan.stripe_price_monthly)
+        price, unpaid = str(plan.stripe_price_monthly), None
         if following is not None:
             # What waits is taken back first, so that an upgrade is charged from the plan that counts.
             current = catalog_price(billing, now.slug)
             gateway.undo_downgrade(held, price=current, key=f"undo-{key}")
         if plan.slug != now.slug and _dearer(billing, plan, now.slug):
-            gateway.upgrade(held, price=price, key=f"upgrade-{key}")
+            unpaid = gateway.upgrade(held, price=price, key=f"upgrade-{key}")
         elif plan.slug != now.slug:
             gateway.downgrade(held, price=price, plan=now.slug, key=f"downgrade-{key}")
-        bring_in()
+        bring_in(*([] if unpaid is None else [Ref("invoice", unpaid)]))
+    if unpaid is not None:
+        raise PaymentOpen(plan.slug)
     return mine(billing, caller)
 
 
@@ -90,11 +97,12 @@ def reactivate(billing: Billing, caller: Principal, *, key: str) -> dict[str, An
 
 
 def purchase(billing: Billing, caller: Principal, *, pack: str, key: str) -> Checkout:
-    """A checkout of a pack of credits; they come when it is paid, once per payment."""
+    """A checkout of a pack of credits; they come when it is paid, once per payment. Raises PlanForbids for who could not spend them."""
     caller.demand_login()
     gateway = customers.gateway_of(billing)
     if pack not in PACKS:
         raise BadBillingInput(f"pack: expected one of {', '.join(PACKS)}, got {pack!r}")
+    _demand_plan(billing, caller)
     customer = customers.ensure(billing, caller.user_id)
     public_url = billing.accounts.policy.public_url
     session_id, url = gateway.sell_pack(
@@ -102,8 +110,8 @@ def purchase(billing: Billing, caller: Principal, *, pack: str, key: str) -> Che
         user_id=caller.user_id,
         pack=PACKS[pack],
         currency=billing.policy.currency,
-        success_url=public_url + PACK_DONE,
-        cancel_url=public_url + PACK_CANCELED,
+        success_url=public_url + PAID,
+        cancel_url=public_url + NOT_PAID,
         key=f"pack-{key}",
     )
     return Checkout(session_id, url)
@@ -122,7 +130,7 @@ def portal(billing: Billing, caller: Principal) -> str:
     caller.demand_login()
     gateway = customers.gateway_of(billing)
     customer = customers.ensure(billing, caller.user_id)
-    return gateway.portal(customer=customer, return_url=billing.accounts.policy.public_url + PACK_CANCELED)
+    return gateway.portal(customer=customer, return_url=billing.accounts.policy.public_url + PAGE)
 
 
 def mine(billing: Billing, caller: Principal) -> dict[str, Any]:
@@ -132,6 +140,11 @@ def mine(billing: Billing, caller: Principal) -> dict[str, Any]:
     if found is None:
         raise NoSubscription
     return found
+
+
+def _demand_plan(billing: Billing, caller: Principal) -> None:
+    with tenancy.as_user(caller.user_id), billing.database.postgres() as cursor:
+        gate.demand_plan(catalog.entitlement_of(cursor, caller.user_id))
 
 
 def _demand_nothing_by_hand(billing: Billing, caller: Principal) -> None:
@@ -201,13 +214,14 @@ def _running(found: list[SubscriptionFacts]) -> SubscriptionFacts:
     return living[0]
 
 
-def _demand_changeable(held: SubscriptionFacts) -> None:
+def _demand_changeable(held: SubscriptionFacts, plans: PlansByPrice) -> None:
     if held.status in UNPAID:
         raise SubscriptionRuns("expected a subscription that is paid: pay its open invoice in the portal first")
     if held.cancel_at_period_end:
         raise SubscriptionRuns("expected a subscription that goes on: reactivate it first")
     if held.pending_price is not None:
-        raise SubscriptionRuns("an upgrade waits for its payment: pay its invoice in the portal, or wait a day")
+        waiting = plans.prices.get(held.pending_price)
+        raise PaymentOpen(waiting.slug if waiting else None)
 
 
 def _dearer(billing: Billing, plan: Plan, than: str) -> bool:

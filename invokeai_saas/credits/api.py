@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from invokeai_saas.accounts.admin_api import admins_only
 from invokeai_saas.accounts.api import Caller, limited_caller, web_of
 from invokeai_saas.credits import adjust, service, statistics
-from invokeai_saas.credits.model import MOST_CREDITS, Balance
+from invokeai_saas.credits.model import MOST_CREDITS, Balance, Source
 from invokeai_saas.credits.statistics import Period
 from invokeai_saas.db import tenancy
 from invokeai_saas.web.idempotency import OnceDep
@@ -24,7 +24,7 @@ TransactionType = Literal["generation", "subscription_renewal", "purchase", "adm
 
 
 class CreditBalance(BaseModel):
-    """C-01. What jobs hold at the moment counts as used."""
+    """C-01, of credits whose time is now: total = used up + held (by jobs at the moment) + remaining."""
 
     total_credits: int
     used_credits: int
@@ -44,6 +44,17 @@ class CreditBalance(BaseModel):
             remaining_minutes=balance.remaining_minutes,
             remaining_value_usd=balance.remaining_value_usd,
         )
+
+
+class CreditGrant(BaseModel):
+    """A part of the balance: what is left of it goes at `valid_until`."""
+
+    source: Source
+    total_credits: int
+    available_credits: int
+    held_credits: int
+    valid_from: datetime
+    valid_until: datetime
 
 
 class CreditTransaction(BaseModel):
@@ -113,6 +124,13 @@ def get_balance(caller: Caller, request: Request) -> CreditBalance:
     """What the caller has (S3-168)."""
     with tenancy.as_user(caller.user_id), web_of(request).accounts.database.postgres() as cursor:
         return CreditBalance.of(service.balance(cursor, caller.user_id))
+
+
+@credits_router.get("/grants")
+def list_grants(caller: Caller, request: Request) -> list[CreditGrant]:
+    """What the balance is made of, the part that is drawn first first."""
+    with tenancy.as_user(caller.user_id), web_of(request).accounts.database.postgres() as cursor:
+        return [CreditGrant.model_validate(row) for row in service.grants(cursor, caller.user_id)]
 
 
 @credits_router.get("/transactions")

@@ -17,7 +17,7 @@ LOW_BALANCE = 10
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """C-01: credits whose time is now. `used_credits` counts what jobs hold at the moment."""
+    """C-01: credits whose time is now, in three parts: used up by jobs that ended, held by jobs at the moment, and what remains."""
 
     total_credits: int
     used_credits: int
@@ -26,7 +26,7 @@ class Balance:
     @property
     def remaining_credits(self) -> int:
         """What a new job may hold."""
-        return self.total_credits - self.used_credits
+        return self.total_credits - self.used_credits - self.held_credits
 
     @property
     def remaining_minutes(self) -> float:

@@ -33,8 +33,14 @@ DEDUCT = "SELECT credits_deduct(%(user_id)s, %(credits)s, %(description)s, %(ref
 # Only what is valid now; what was taken back is not counted as granted.
 BALANCE = """
 SELECT COALESCE(sum(total_credits - revoked_credits - expired_credits), 0)::int AS total_credits,
-    COALESCE(sum(held_credits + consumed_credits), 0)::int AS used_credits, COALESCE(sum(held_credits), 0)::int AS held_credits
+    COALESCE(sum(consumed_credits), 0)::int AS used_credits, COALESCE(sum(held_credits), 0)::int AS held_credits
 FROM credits WHERE user_id = %s AND valid_from <= credits_now() AND valid_until > credits_now()
+"""
+# What can be spent now, in the order in which it is drawn (C-03).
+GRANTS = """
+SELECT source, total_credits, available_credits, held_credits, valid_from, valid_until FROM credits
+WHERE user_id = %s AND valid_from <= credits_now() AND valid_until > credits_now() AND available_credits + held_credits > 0
+ORDER BY valid_until, valid_from, created_at
 """
 
 
@@ -134,6 +140,11 @@ def balance(cursor: Cursor, user_id: str) -> Balance:
     """C-01. A tenant reads their own; of others it is 0."""
     row = cursor.execute(BALANCE, (user_id,)).fetchone()
     return Balance(**cast(dict[str, int], row))
+
+
+def grants(cursor: Cursor, user_id: str) -> list[dict[str, Any]]:
+    """Where the balance comes from and when each part of it ends; what is used up is left out."""
+    return cursor.execute(GRANTS, (user_id,)).fetchall()
 
 
 def _demand_amount(credits: int) -> None:

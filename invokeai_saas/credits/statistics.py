@@ -14,6 +14,8 @@ from invokeai_saas.db.database import PostgresDatabase
 Period = Literal["day", "week", "month", "year"]
 DAYS: dict[Period, int] = {"day": 1, "week": 7, "month": 30, "year": 365}
 LONGEST_DAYS = 3660
+# Everything that was ever counted, and no day whose neighbours there are none of.
+FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2999, 12, 31)
 PAGE = 1000
 
 TRANSACTIONS = """
@@ -58,6 +60,9 @@ def transactions(cursor: Cursor, *, user_id: str, page: int, limit: int, kind: s
 
 def window(period: Period, start: date | None, end: date | None) -> tuple[datetime, datetime]:
     """From the beginning of `start` to the end of `end`, both days in UTC; by default the period that ends today."""
+    for name, day in (("start_date", start), ("end_date", end)):
+        if day is not None and not FIRST_DAY <= day <= LAST_DAY:
+            raise BadCredits(f"{name}: expected a day from {FIRST_DAY} to {LAST_DAY}, got {day}")
     last = end or datetime.now(UTC).date()
     first = start or last - timedelta(days=DAYS[period] - 1)
     if first > last or (last - first).days > LONGEST_DAYS:

@@ -303,6 +303,15 @@ def guarding(attempt: Attempt) -> Iterator[None]:
         _working_on.reset(token)
 
 
+def lost_behind(error: BaseException | None) -> "LeaseLost | None":
+    """The lost lease that an error comes from, whoever made another error of it on the way."""
+    for _ in range(20):
+        if error is None or isinstance(error, LeaseLost):
+            break
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, LeaseLost) else None
+
+
 def working_on() -> Attempt | None:
     """The attempt that this thread is guarding, unguarded() or not."""
     return _working_on.get()

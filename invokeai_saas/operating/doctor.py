@@ -240,6 +240,13 @@ def models_folder(settings: Settings) -> Path:
     return root / os.environ.get("INVOKEAI_MODELS_DIR", "models")
 
 
+def check_stripe(settings: Settings) -> Iterator[tuple[Level, str, str]]:
+    """Whether what is for sale can be bought."""
+    from invokeai_saas.operating.doctor_stripe import check_stripe as look
+
+    yield from look(settings)
+
+
 CHECKS: dict[str, Check] = {
     "settings": check_settings,
     "database": check_database,
@@ -248,6 +255,7 @@ CHECKS: dict[str, Check] = {
     "storage": check_storage,
     "mail": check_mail,
     "sign-in provider": check_oidc,
+    "stripe": check_stripe,
     "ffmpeg": check_ffmpeg,
     "devices": check_devices,
     "disk": check_disk,

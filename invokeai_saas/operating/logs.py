@@ -39,6 +39,7 @@ def configure(settings: "Settings", stream: TextIO | None = None) -> None:
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter(Redactor(secrets_of(settings)), as_text=as_text, colors=stream.isatty()))
+    handler.addFilter(_calm)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
@@ -106,6 +107,16 @@ def formatter(redactor: Redactor, *, as_text: bool, colors: bool = False) -> log
     else:
         last += [structlog.processors.EventRenamer("message"), redact, _in_order, structlog.processors.JSONRenderer(ensure_ascii=False)]
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last)
+
+
+def _calm(record: logging.LogRecord) -> bool:
+    """InvokeAI's services log what a node's save is refused: of an item that its owner canceled it is no error."""
+    if record.levelno >= logging.ERROR and record.name.startswith("InvokeAI") and sys.exc_info()[1] is not None:
+        from invokeai_saas.jobs.lease import lost_behind
+
+        if lost_behind(sys.exc_info()[1]) is not None:
+            record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
 
 
 def _tells_no_sockets(record: logging.LogRecord) -> bool:

@@ -38,15 +38,21 @@ def list_all_plans(caller: Caller, request: Request) -> list[AdminPlanDTO]:
 @admin_plans_router.post("", status_code=status.HTTP_201_CREATED)
 def create_plan(body: PlanCreate, caller: Caller, request: Request) -> AdminPlanDTO:
     """A new plan."""
-    made = catalog.create(web_of(request).accounts, caller, body.values())
+    made = catalog.create(web_of(request).accounts, caller, body.values(), currency=_currency(request))
     return AdminPlanDTO.of(made)
 
 
 @admin_plans_router.patch("/{plan_id}")
 def change_plan(plan_id: UUID, body: PlanUpdate, caller: Caller, request: Request) -> AdminPlanDTO:
     """Change some fields; who is on the plan gets the new limits at once."""
-    changed = catalog.change(web_of(request).accounts, caller, plan_id, body.values())
+    changed = catalog.change(web_of(request).accounts, caller, plan_id, body.values(), currency=_currency(request))
     return AdminPlanDTO.of(changed)
+
+
+def _currency(request: Request) -> str | None:
+    """What Stripe is asked in; None where nothing is sold."""
+    billing = getattr(request.app.state, "saas_billing", None)
+    return None if billing is None or billing.gateway is None else str(billing.policy.currency)
 
 
 ROUTERS = (plans_router, admin_plans_router)

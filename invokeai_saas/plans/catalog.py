@@ -15,6 +15,7 @@ from invokeai_saas.accounts import audit
 from invokeai_saas.accounts.model import Accounts, Principal
 from invokeai_saas.db import tenancy
 from invokeai_saas.plans.errors import BadPlanInput, NoSuchPlan, PlanExists
+from invokeai_saas.plans.families import VIDEO_FAMILIES
 from invokeai_saas.plans.model import Entitlement, Plan
 
 BY_SLUG = "SELECT * FROM subscription_plans WHERE slug = %s"
@@ -31,13 +32,23 @@ FROM plan_of(%s) AS now_on
     LEFT JOIN subscription_plans AS plans ON plans.is_active OR plans.plan_id = now_on.plan_id
 ORDER BY plans.monthly_price NULLS LAST, plans.slug
 """
-# The running subscription, or the one that ended last.
+# The running subscription, or the one that ended last. An upgrade that is not paid waits at Stripe for 23 hours and is taken back then.
 SUBSCRIPTION = """
-SELECT held.*, plans.slug AS plan_slug, next_plans.slug AS next_plan_slug
+SELECT held.*, plans.slug AS plan_slug, next_plans.slug AS next_plan_slug, waiting.plan_slug AS pending_plan_slug,
+    runs.so AND held.stripe_subscription_id IS NOT NULL AS billed,
+    runs.so AND (held.status = 'past_due' OR waiting.plan_slug IS NOT NULL) AS payment_open
 FROM user_subscriptions AS held JOIN subscription_plans AS plans ON plans.plan_id = held.plan_id
+    CROSS JOIN LATERAL (SELECT held.status IN ('trialing', 'active', 'past_due') AS so) AS runs
     LEFT JOIN subscription_plans AS next_plans ON next_plans.plan_id = held.next_plan_id
+    LEFT JOIN LATERAL (
+        SELECT unpaid.plan_slug FROM payments AS unpaid
+        WHERE unpaid.user_id = held.user_id AND held.status = 'active' AND unpaid.kind = 'subscription' AND unpaid.status = 'failed'
+            AND unpaid.created_at >= held.created_at AND unpaid.created_at > clock_timestamp() - interval '23 hours'
+            AND unpaid.plan_slug <> plans.slug
+        ORDER BY unpaid.created_at DESC LIMIT 1
+    ) AS waiting ON held.stripe_subscription_id IS NOT NULL
 WHERE held.user_id = %s
-ORDER BY held.status IN ('trialing', 'active', 'past_due') DESC, held.created_at DESC, held.subscription_id LIMIT 1
+ORDER BY runs.so DESC, held.created_at DESC, held.subscription_id LIMIT 1
 """
 INSERT = """
 INSERT INTO subscription_plans (slug, name, plan_type, monthly_price, annual_price, currency, monthly_credits, validity_days, gpu_tier,
@@ -134,17 +145,18 @@ def list_all(accounts: Accounts, caller: Principal) -> tuple[Plan, ...]:
         return tuple(Plan.of(row) for row in cursor.execute(ALL).fetchall())
 
 
-def create(accounts: Accounts, caller: Principal, values: Mapping[str, Any]) -> Plan:
-    """A new plan with all of CHANGEABLE given (S3-182); raises BadPlanInput or PlanExists."""
+def create(accounts: Accounts, caller: Principal, values: Mapping[str, Any], *, currency: str | None = None) -> Plan:
+    """A new plan with all of CHANGEABLE given (S3-182); raises BadPlanInput or PlanExists. `currency` is Stripe's, where it is set up."""
     caller.demand_admin()
     _demand_fields(values, missing=CHANGEABLE - set(values))
     with tenancy.as_system("an admin makes a plan"), accounts.database.postgres() as cursor:
         made = _written(cursor, INSERT, values)
+        _demand_sellable(made, values, currency)
         audit.append(cursor, caller.user_id, "plan_created", str(made.plan_id), {"slug": made.slug})
     return made
 
 
-def change(accounts: Accounts, caller: Principal, plan_id: UUID, values: Mapping[str, Any]) -> Plan:
+def change(accounts: Accounts, caller: Principal, plan_id: UUID, values: Mapping[str, Any], *, currency: str | None = None) -> Plan:
     """Change some fields of a plan (S3-183); who is on it gets the new limits at once. Raises NoSuchPlan, BadPlanInput or PlanExists."""
     caller.demand_admin()
     _demand_fields(values)
@@ -153,6 +165,7 @@ def change(accounts: Accounts, caller: Principal, plan_id: UUID, values: Mapping
         before = _found(row, str(plan_id))
         assert row is not None
         after = _written(cursor, UPDATE, {**row, **values})
+        _demand_sellable(after, values, currency)
         changed = {name: _told(before, after, name) for name in sorted(values) if getattr(before, name) != getattr(after, name)}
         if changed:
             audit.append(cursor, caller.user_id, "plan_changed", str(plan_id), {"slug": after.slug, "changed": changed})
@@ -169,6 +182,17 @@ def _demand_fields(values: Mapping[str, Any], missing: frozenset[str] = frozense
     unknown = sorted(set(values) - CHANGEABLE)
     if unknown or missing:
         raise BadPlanInput(f"expected the fields of a plan: unknown {unknown}, missing {sorted(missing)}")
+
+
+def _demand_sellable(plan: Plan, values: Mapping[str, Any], currency: str | None) -> None:
+    """What no constraint says: a typing error here would turn something off, or sell nothing for money."""
+    unknown = sorted(set(values.get("video_bases") or ()) - set(VIDEO_FAMILIES))
+    if unknown:
+        raise BadPlanInput(f"video_bases: expected some of {', '.join(VIDEO_FAMILIES)}, got {', '.join(unknown)}")
+    if plan.for_sale and plan.monthly_credits is None:
+        raise BadPlanInput("monthly_credits: expected a number for a plan that is sold, got null: a contract has no stripe_price_monthly")
+    if currency is not None and plan.currency != currency and {"currency", "stripe_price_monthly"} & set(values):
+        raise BadPlanInput(f"currency: expected {currency}, which Stripe is asked in (STRIPE_CURRENCY), got {plan.currency}")
 
 
 def _written(cursor: Cursor, statement: str, values: Mapping[str, Any]) -> Plan:

@@ -121,6 +121,8 @@ class PlanDTO(BaseModel):
     max_steps: int | None
     max_repeats: int | None
     features: dict[str, Any]
+    # Without a price at Stripe a plan is agreed by contract, or not set up yet.
+    for_sale: bool
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -144,7 +146,10 @@ class AdminPlanDTO(PlanDTO):
 
 
 class SubscriptionDTO(BaseModel):
-    """S3-163: what counts now, and the subscription that it comes from. `plan` is null where none counts."""
+    """S3-163: what counts now, and the subscription that it comes from. `plan` is null where none counts.
+
+    `billed`: a subscription at Stripe runs. `payment_open`: it waits for money, and `pending_plan_slug` for the plan that the money buys.
+    """
 
     status: str
     suspended: bool
@@ -157,6 +162,9 @@ class SubscriptionDTO(BaseModel):
     cancel_at_period_end: bool = False
     grace_until: datetime | None = None
     next_plan_slug: str | None = None
+    billed: bool = False
+    payment_open: bool = False
+    pending_plan_slug: str | None = None
 
     @classmethod
     def of(cls, entitlement: Entitlement, held: dict[str, Any] | None) -> "SubscriptionDTO":

@@ -23,7 +23,7 @@ Sized = JobDemand | SizeDemand
 
 def check(entitlement: Entitlement, demands: Demands, *, api_key: bool = False, storage_used_bytes: int = 0) -> None:
     """Raise the first refusal, in decision 18's order. Credits are the hold's business: it comes after everything but storage."""
-    plan = _running(entitlement)
+    plan = demand_plan(entitlement)
     levels = entitlement.access_levels
     first = next(_refusals(plan, levels, demands, api_key=api_key, storage_used_bytes=storage_used_bytes), None)
     if first is None:
@@ -75,7 +75,8 @@ def fill_maxima(demands: Demands, plan: Plan) -> Demands:
     )
 
 
-def _running(entitlement: Entitlement) -> Plan:
+def demand_plan(entitlement: Entitlement) -> Plan:
+    """The plan that runs; raises PlanForbids where none does, or one is suspended or over."""
     plan = entitlement.plan
     if plan is not None and not entitlement.suspended:
         return plan
@@ -86,7 +87,7 @@ def _running(entitlement: Entitlement) -> Plan:
     if entitlement.suspended:
         message = f"the subscription is over ({entitlement.status}): choose a plan to go on"
         raise PlanForbids("subscription_over", message, limit_type="subscription", value=entitlement.status, allowed_by=cheapest)
-    message = "expected a plan: choose one first"
+    message = "expected a plan, got none: choose one under Plan and credits, or ask an administrator for one"
     raise PlanForbids("plan_required", message, limit_type="subscription", value=entitlement.status, allowed_by=cheapest)
 
 

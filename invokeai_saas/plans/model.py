@@ -69,6 +69,11 @@ class Plan:
         return None if self.max_storage_gb is None else self.max_storage_gb * 1_000_000_000
 
     @property
+    def for_sale(self) -> bool:
+        """Whether a checkout of it can be opened where Stripe is set up."""
+        return self.is_active and self.plan_type == "paid" and self.stripe_price_monthly is not None
+
+    @property
     def monthly_margin(self) -> Decimal | None:
         """What a month's price leaves when all its credits are used (S3-034); None where price or credits are agreed by contract."""
         if self.monthly_price is None or self.monthly_credits is None:

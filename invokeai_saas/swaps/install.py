@@ -69,8 +69,6 @@ def replace_services(parts: Parts, **others: Callable[..., Any]) -> None:
 
 def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     """By the name that InvokeAI calls; the arguments are InvokeAI's, the services are ours."""
-    from invokeai.app.services.session_processor.session_processor_default import DefaultSessionRunner
-
     from invokeai_saas.closed.nodes import demand_open_node
     from invokeai_saas.jobs import running
     from invokeai_saas.swaps.batched_boards import BatchedImages, BatchedVideos
@@ -82,6 +80,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
     from invokeai_saas.swaps.model_images import StoredModelImages
     from invokeai_saas.swaps.session_processor import IdleSessionProcessor, LeasedSessionProcessor
     from invokeai_saas.swaps.session_queue import PostgresSessionQueue
+    from invokeai_saas.swaps.session_runner import LeasedSessionRunner
     from invokeai_saas.swaps.shared_records import SharedModelRecords, SharedModelRelationships, Users
     from invokeai_saas.swaps.style_preset_images import StoredStylePresetImages
     from invokeai_saas.swaps.tensors import TenantObjects
@@ -105,7 +104,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
         "MemoryInvocationCache": TenantInvocationCache,
         "ObjectSerializerForwardCache": TenantObjects,
         # A closed node is refused at the door and once more when it is run, wherever its graph came from.
-        "DefaultSessionRunner": lambda: DefaultSessionRunner(
+        "DefaultSessionRunner": lambda: LeasedSessionRunner(
             on_before_run_node_callbacks=[demand_open_node, running.before_node],
             on_after_run_node_callbacks=[running.after_node],
             on_node_error_callbacks=[running.node_failed],

@@ -1,4 +1,4 @@
-"""The pages of accounts under /account: sign up, look into your mail, verify, forgot, reset, and one's own account.
+"""The pages of accounts under /account: sign up, look into your mail, verify, forgot, reset, one's own account, plan and credits.
 
 A page holds no one's data: its script asks the API for it, with the token that InvokeAI's interface keeps in localStorage. Mount
 `pages_router` before InvokeAI's "/" and after accounts.api.install(), whose policy says whether signup is open.
@@ -6,17 +6,19 @@ A page holds no one's data: its script asks the API for it, with the token that 
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from invokeai_saas.accounts.api import web_of
+from invokeai_saas.billing.model import PACKS, Billing
+from invokeai_saas.web import billing_texts
 from invokeai_saas.web.texts import LANGUAGES, SCRIPT_WORDS, WORDS
 
 FOLDER = Path(__file__).parent
-STATIC = {"account.css": "text/css", "account.js": "text/javascript", "session.js": "text/javascript"}
+STATIC = {"account.css": "text/css", "account.js": "text/javascript", "billing.js": "text/javascript", "session.js": "text/javascript"}
 # Nothing inline, nothing from elsewhere, no form that a browser would send by itself (with a password in it).
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -56,18 +58,20 @@ def _weighed(part: str) -> tuple[float, str]:
         return 0.0, ""
 
 
-def _page(request: Request, lang: str | None, name: str) -> HTMLResponse:
+def _page(request: Request, lang: str | None, name: str, **more: Any) -> HTMLResponse:
     language = language_of(request, lang)
+    own = billing_texts if name == "billing" else None
     html = templates.get_template(f"{name}.html").render(
         page=name,
         language=language,
         languages=LANGUAGES,
         # Kept from page to page when it was asked for.
         suffix=f"?lang={lang}" if lang in LANGUAGES else "",
-        words=WORDS[language],
-        script_words=json.dumps(SCRIPT_WORDS[language], ensure_ascii=False),
+        words=WORDS[language] | (own.WORDS[language] if own else {}),
+        script_words=json.dumps(SCRIPT_WORDS[language] | (own.SCRIPT_WORDS[language] if own else {}), ensure_ascii=False),
         root=str(request.scope.get("root_path", "")),
         signup_open=web_of(request).accounts.policy.signup_open,
+        **more,
     )
     return HTMLResponse(html, headers={**HEADERS, "Content-Language": language})
 
@@ -76,6 +80,21 @@ def _page(request: Request, lang: str | None, name: str) -> HTMLResponse:
 def account(request: Request, lang: Lang = None) -> HTMLResponse:
     """Name, password, API keys, sign out everywhere, delete."""
     return _page(request, lang, "account")
+
+
+@pages_router.get("/billing")
+def billing(request: Request, lang: Lang = None) -> HTMLResponse:
+    """One's plan and credits, and what can be bought. Stripe sends customers back to it, and letters lead to it."""
+    shop: Billing = request.app.state.saas_billing
+    sold = {"sells": shop.gateway is not None, "currency": shop.policy.currency, "packs": PACKS.values()}
+    return _page(request, lang, "billing", metered=request.app.state.saas_metering, **sold)
+
+
+@pages_router.get("/subscription")
+def subscription(request: Request) -> RedirectResponse:
+    """Where letters of earlier versions lead."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/account/billing{query}")
 
 
 @pages_router.get("/sign-up")

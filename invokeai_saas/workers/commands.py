@@ -1,7 +1,6 @@
 """`invokeai-saas worker`: runs the queue's items on this machine's GPUs, for the server of DATABASE_URL."""
 
 import argparse
-import faulthandler
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ def _worker(arguments: argparse.Namespace, settings: "Settings") -> int:
     from invokeai_saas.operating import logs
     from invokeai_saas.workers.supervisor import Options, serve_worker
 
-    faulthandler.enable()
     logs.configure(settings)
     logs.log_crashes()
     devices = tuple(word.strip() for word in arguments.devices.split(",") if word.strip())

@@ -81,8 +81,10 @@ class InsideWorker:
 
     def _pin_calls(self) -> None:
         """Called workflows stay with this process's tensors, once the registry says that it lives: else the reaper takes them for lost."""
+        if not self._registered:
+            return
         queue = self._processor()._invoker.services.session_queue
-        if self._registered and queue.can.incarnation != self._incarnation:
+        if queue.can.incarnation != self._incarnation:
             queue.can = replace(queue.can, incarnation=self._incarnation)
 
     def _beat(self, worker: Any) -> None:

@@ -25,8 +25,8 @@ Status = Literal["starting", "available", "busy", "draining", "quarantined", "te
 Wanted = Literal["drain", "resume"]
 REASON = "the registry of GPU workers"
 TIERS = ("basic", "high_performance", "dedicated")
-# A worker beats every few seconds; four missed beats and a bit are its end for the others.
-BEAT_SECONDS, ALIVE_SECONDS = 3.0, 15.0
+# A worker beats every two seconds; seven missed beats are its end for the others.
+BEAT_SECONDS, ALIVE_SECONDS = 2.0, 15.0
 FORGET_AFTER_HOURS = 24
 LONGEST_REASON = 500
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}")

@@ -72,8 +72,9 @@ class MeterReader:
         self._lock, self._item_id, self._last = Lock(), 0, Reading()
 
     def close(self) -> None:
-        """Let go of the memory."""
-        self._memory.close()
+        """Let go of the memory; what was read last stays."""
+        with self._lock:
+            self._memory.close()
 
     def watch(self, item_id: int) -> None:
         """From now on this item's seconds are asked for; none are there until its runner begins."""
@@ -89,6 +90,8 @@ class MeterReader:
             return self._last
 
     def _fresh(self) -> Reading | None:
+        if self._memory.closed:
+            return None
         for _ in range(_TRIES):
             record, checksum = self._memory[: _RECORD.size], self._memory[_RECORD.size : _RECORD.size + _CHECKSUM.size]
             if zlib.crc32(record) == _CHECKSUM.unpack(checksum)[0]:

@@ -7,6 +7,7 @@ Light: neither torch nor InvokeAI. What runs graphs are the runner processes; wh
 """
 
 import difflib
+import faulthandler
 import logging
 import os
 import signal
@@ -202,7 +203,10 @@ class Supervisor:
 
 def serve_worker(settings: Settings, options: Options) -> int:
     """The command's life."""
-    return Supervisor(settings, options).run()
+    supervisor = Supervisor(settings, options)
+    # A library that crashes says where.
+    faulthandler.enable()
+    return supervisor.run()
 
 
 def worker_dsn(dsn: str) -> str:

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from saas.people import rows
+from saas.people import Person, rows
 from saas.stripe_double import StripeDouble
 from saas.stripe_serving import SECRET, direct
+from saas.subscribed import entitled
+from saas.subscribed import grant as lend
 
 from invokeai_saas.accounts.model import Accounts
-from invokeai_saas.billing import inbox, process
+from invokeai_saas.billing import inbox, process, service
 from invokeai_saas.billing.gateway import EVENT_TYPES, Gateway
 from invokeai_saas.billing.model import Billing, BillingPolicy
 
@@ -79,6 +81,13 @@ def _sent(shop: Shop, body: str) -> None:
     event = json.loads(body)
     if event["type"] in EVENT_TYPES:
         shop.sent.append(event)
+
+
+def pack_for(shop: Shop, person: Person, pack: str = "small") -> Any:
+    """A checkout of a pack for somebody who is lent a plan, if none runs: nobody else is sold one."""
+    if entitled(shop.billing.database, person.user_id).plan is None:
+        lend(shop.billing.database, person.user_id)
+    return service.purchase(shop.billing, person.principal, pack=pack, key="p")
 
 
 def subscription(shop: Shop, user_id: str) -> dict[str, Any]:

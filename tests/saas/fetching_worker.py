@@ -1,4 +1,4 @@
-"""A worker that fetches both models of test_model_files.py, slowly, until it is killed: folder and seconds per piece are its arguments."""
+"""A worker that fetches both models of model_folders.py, slowly, until it is killed: folder and seconds per piece are its arguments."""
 
 import sys
 import time

@@ -269,6 +269,7 @@ _OURS: dict[str, list[tuple[str, str, Kind, Any]]] = {
     ],
     "/api/v1/credits": [
         ("GET", "/balance", "list", None),
+        ("GET", "/grants", "list", None),
         ("GET", "/transactions", "list", None),
         ("GET", "/usage", "list", None),
         ("POST", "/purchase", "list", {"pack": "small"}),

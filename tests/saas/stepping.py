@@ -10,7 +10,6 @@ from invokeai.app.services.config.config_default import InvokeAIAppConfig
 from invokeai.app.services.events.events_base import EventServiceBase
 from invokeai.app.services.invocation_stats.invocation_stats_default import InvocationStatsService
 from invokeai.app.services.session_processor.session_processor_common import CanceledException
-from invokeai.app.services.session_processor.session_processor_default import DefaultSessionRunner
 from invokeai.app.services.session_queue.session_queue_common import Batch
 from invokeai.app.services.shared.graph import Graph
 from invokeai.app.services.users.users_default import UserService
@@ -19,6 +18,7 @@ from invokeai_saas.closed.nodes import demand_open_node
 from invokeai_saas.db import tenancy
 from invokeai_saas.swaps.session_processor import LeasedSessionProcessor
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
+from invokeai_saas.swaps.session_runner import LeasedSessionRunner
 
 # What a running step reports, and what a test lets it do.
 STEPS: dict[str, Any] = {}
@@ -54,8 +54,8 @@ class Server:
 
     def __init__(self, database: Any, worker_id: str, **settings: Any) -> None:
         self.database, self.queue = database, PostgresSessionQueue(database, worker_id=worker_id)
-        # With the server's own callback: InvokeAI's runner calls it by keywords.
-        runner = DefaultSessionRunner(on_before_run_node_callbacks=[demand_open_node])
+        # With the server's own callback: the runner calls it by keywords.
+        runner = LeasedSessionRunner(on_before_run_node_callbacks=[demand_open_node])
         self.processor = LeasedSessionProcessor(session_runner=runner, poll_seconds=0.2, **settings)
         self.events, self.log = RecordedEvents(), logging.getLogger(f"saas.{worker_id}")
         models = SimpleNamespace(load=SimpleNamespace(ram_cache=SimpleNamespace(stats=None), ram_caches={}))

@@ -2,23 +2,30 @@
 
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from invokeai_saas.accounts import api
+from invokeai_saas.accounts import api, letters
 from invokeai_saas.accounts.model import AccountPolicy, Accounts
 from invokeai_saas.accounts.rate_limits import RateLimiter
-from invokeai_saas.web import pages, texts
+from invokeai_saas.billing import api as billing_api
+from invokeai_saas.billing import service
+from invokeai_saas.billing.model import PACKS, Billing
+from invokeai_saas.credits.model import TRANSACTION_TYPES, Source
+from invokeai_saas.web import billing_texts, pages, texts
 
-PAGES = ["", "/sign-up", "/check-mail", "/verify-email", "/forgot-password", "/reset-password"]
+BILLING = pages.FOLDER.parent / "billing"
+PAGES = ["", "/billing", "/sign-up", "/check-mail", "/verify-email", "/forgot-password", "/reset-password"]
 
 
-def open_client(**policy):
+def open_client(gateway=None, metering=True, **policy):
     app = FastAPI()
     # No page asks the database.
     api.install(app, api.Web(Accounts(None, AccountPolicy(**policy)), RateLimiter()))
+    billing_api.install(app, Billing(Accounts(None), gateway), metering=metering)
     app.include_router(pages.pages_router)
     return TestClient(app, base_url="https://invoke.example")
 
@@ -69,19 +76,59 @@ def test_the_browsers_language_is_spoken(client, accepted, lang):
 
 
 def test_both_languages_have_the_same_words():
-    for catalogue in (texts.WORDS, texts.SCRIPT_WORDS):
+    for catalogue in (texts.WORDS, texts.SCRIPT_WORDS, billing_texts.WORDS, billing_texts.SCRIPT_WORDS):
         english, korean = catalogue["en"], catalogue["ko"]
         assert set(english) == set(korean)
         for key in english:
-            assert english[key].count("{0}") == korean[key].count("{0}"), key
+            for place in ("{0}", "{1}"):
+                assert english[key].count(place) == korean[key].count(place), key
 
 
 def test_every_word_of_the_script_is_there_and_used():
     script = (pages.FOLDER / "static" / "account.js").read_text()
     used = set(re.findall(r'(?:say\(|[?:] )"(\w+)"', script)) | set(re.findall(r"(\w+): (?:text\.length|/\\p)", script))
 
-    assert set(texts.SCRIPT_WORDS["en"]) - {"upper", "lower", "digit"} <= used
+    assert set(texts.SCRIPT_WORDS["en"]) - {"upper", "lower", "digit", "already_confirmed"} <= used
     assert set(re.findall(r'say\("(\w+)"', script)) <= set(texts.SCRIPT_WORDS["en"])
+
+
+def test_every_word_of_the_billing_script_is_there_and_used():
+    script = (pages.FOLDER / "static" / "billing.js").read_text()
+    used, words = set(re.findall(r'"(\w+)"', script)), set(billing_texts.SCRIPT_WORDS["en"])
+    made = {word for word in words if word.startswith(("status_", "from_", "type_"))} - {"from_then"}
+    by_code = {"plan_required", "payment_open", "billing_not_set_up", "payment_provider_unavailable"}
+
+    assert words - made - by_code <= used
+    assert set(re.findall(r'say\("(\w+)"', script)) <= words
+    assert {f"from_{source}" for source in get_args(Source)} | {f"type_{kind}" for kind in TRANSACTION_TYPES} <= made
+    errors = (BILLING / "errors.py").read_text()
+    assert {code for code in by_code if code in errors} == by_code - {"plan_required"}
+
+
+@pytest.mark.parametrize(("sells", "metering", "ids"), [
+    (True, True, {"packs", "portal", "billing"}), (False, True, {"not-sold", "billing"}), (False, False, {"not-metered"}),
+])  # fmt: skip
+def test_the_billing_page_offers_what_the_server_can_sell_and_says_plainly_what_it_cannot(sells, metering, ids):
+    page = Elements(open_client(object() if sells else None, metering).get("/account/billing").text)
+    found = {attrs.get("id") for _, attrs in page.found}
+
+    assert found & {"packs", "portal", "billing", "not-sold", "not-metered"} == ids
+    assert [attrs["data-pack"] for attrs in page.all("button") if "data-pack" in attrs] == (list(PACKS) if sells else [])
+
+
+def test_old_letters_lead_to_the_page_of_billing_and_the_account_does_too(client):
+    moved = client.get("/account/subscription?lang=ko", follow_redirects=False)
+    links = [attrs["href"] for attrs in Elements(client.get("/account?lang=ko").text).all("a")]
+
+    assert (moved.status_code, moved.headers["location"]) == (307, "/account/billing?lang=ko")
+    assert "/account/billing?lang=ko" in links
+
+
+def test_every_address_that_letters_and_stripe_send_people_to_is_a_page(client):
+    ours = {path.partition("#")[0] for path in letters.PATHS.values() if path.startswith("/account")}
+
+    for path in ours | {service.PAGE, service.PAID, service.NOT_PAID}:
+        assert client.get(path, follow_redirects=False).status_code == 200
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -197,7 +197,7 @@ def test_an_address_is_verified_without_a_letter(users, settings, accounts, data
 
 def test_a_question_that_nobody_answers_is_no_traceback(settings, accounts):
     join(accounts, ANN)
-    command = [sys.executable, "-m", "invokeai_saas.cli", "users", "remove", ANN]
+    command = [sys.executable, "-m", "invokeai_saas", "users", "remove", ANN]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ)
 
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)

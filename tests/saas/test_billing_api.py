@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from saas.billed import CREDITS, grants, open_shop
 from saas.people import rows
+from saas.subscribed import grant as lend
 from saas.test_billing_webhooks import door
 
-from invokeai_saas.billing import service
+from invokeai_saas.billing import customers, service
 
 REASON = "tries the new video models"
 AT_ONCE = 50
@@ -77,10 +78,35 @@ def test_a_second_subscription_is_409(shop, client, ann):
     assert client.post("/api/v1/subscriptions/subscribe", json={"plan_id": "pro"}, headers=as_(ann)).status_code == 409
 
 
+def test_an_upgrade_that_is_not_paid_is_402_and_said_again_by_every_answer_until_it_is(shop, client, ann):
+    shop.pay(service.subscribe(shop.billing, ann.principal, plan_id="starter", key="s"))
+    shop.double.cards[customers.known(shop.billing, ann.user_id)] = "declined"
+
+    def upgrade(key):
+        return client.put("/api/v1/subscriptions/change-plan", json={"plan_id": "pro"}, headers=as_(ann, key))
+
+    answers = [upgrade(key) for key in ("once", "once", "again")]
+    canceled = client.post("/api/v1/subscriptions/cancel", headers=as_(ann, "c")).json()
+
+    assert {answer.status_code for answer in answers} == {402}
+    assert {(answer.json()["error"], answer.json()["pending_plan_slug"]) for answer in answers} == {("payment_open", "pro")}
+    assert (canceled["plan_slug"], canceled["payment_open"], canceled["pending_plan_slug"]) == ("starter", True, "pro")
+    assert len([each for each in shop.double.all("invoice") if each["status"] == "open"]) == 1
+
+
+def test_a_pack_without_a_plan_is_refused_in_the_shape_of_all_plans_refusals(shop, client, ann):
+    answer = client.post("/api/v1/credits/purchase", json={"pack": "small"}, headers=as_(ann, "p"))
+
+    assert (answer.status_code, answer.json()["error"], answer.json()["allowed_by"]) == (403, "plan_required", "starter")
+    assert shop.double.all("checkout.session") == []
+
+
 @pytest.mark.parametrize(("path", "body", "other"), [
     ("credits/purchase", {"pack": "small"}, {"pack": "large"}), ("subscriptions/subscribe", {"plan_id": "starter"}, {"plan_id": "pro"}),
 ])  # fmt: skip
 def test_the_same_key_fifty_times_at_once_is_one_checkout(shop, client, ann, path, body, other):
+    lend(shop.billing.database, ann.user_id)
+
     def buy(_):
         answer = client.post(f"/api/v1/{path}", json=body, headers=as_(ann, "once"))
         return answer.status_code, answer.json()["session_id"]

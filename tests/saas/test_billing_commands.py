@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from saas.billed import open_shop, totals
+from saas.billed import open_shop, pack_for, totals
 from saas.people import rows
 from saas.stripe_double import KEY
 from saas.stripe_serving import SECRET, serving
@@ -47,6 +47,15 @@ def test_what_no_webhook_brought_is_reconciled_once(shop, operator, ann, capsys)
     assert totals(shop, ann.user_id) == [("subscription", 5000, 0)]
 
 
+@pytest.mark.parametrize("days", ["0", "-5", "999", "365.5", "nan", "soon"])
+def test_a_look_back_that_nobody_can_mean_is_bad_input(operator, shop, capsys, days):
+    with pytest.raises(SystemExit) as ended:
+        operator("reconcile", f"--days={days}")
+
+    assert (ended.value.code, f"expected 1 to 365 days, got {days}" in capsys.readouterr().err) == (2, True)
+    assert shop.double.requests.count("GET events") == 0
+
+
 def test_what_is_stuck_is_shown_and_tried_again(shop, operator, ann, capsys):
     product = "UPDATE subscription_plans SET stripe_product = %s, stripe_price_monthly = %s WHERE slug = 'starter'"
     sold = shop.double.all("price")[0]
@@ -67,7 +76,7 @@ def test_what_is_stuck_is_shown_and_tried_again(shop, operator, ann, capsys):
 
 
 def test_one_event_is_processed_again_by_its_id_and_changes_nothing_twice(shop, operator, ann):
-    shop.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p"))
+    shop.pay(pack_for(shop, ann, "small"))
     name = rows(shop.billing.database, "SELECT event_id FROM stripe_events WHERE type = 'payment_intent.succeeded'")[0]["event_id"]
 
     assert (operator("retry", name), operator("retry", "evt_none")) == (0, 1)

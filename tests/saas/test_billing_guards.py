@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from saas.billed import POLICY, open_shop, totals
+from saas.billed import POLICY, open_shop, pack_for, totals
 from saas.people import rows
 
 from invokeai_saas.billing import inbox, process, service
@@ -68,7 +68,7 @@ def one_customer_each(connection):
 
 
 def test_a_user_has_one_customer_that_counts(shop, ann, owner):
-    service.purchase(shop.billing, ann.principal, pack="small", key="p")
+    pack_for(shop, ann, "small")
     kept = one_customer_each(owner)
     owner.execute("DROP INDEX billing_customers_one_counts")
 
@@ -77,7 +77,7 @@ def test_a_user_has_one_customer_that_counts(shop, ann, owner):
 
 def brought_twice(shop, ann):
     """An event of a paid pack, twice, with processing in between; how often the pack was granted."""
-    shop.double.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p").session_id)
+    shop.double.pay(pack_for(shop, ann, "small").session_id)
     events = shop.events()
     for _ in range(2):
         for each in events:
@@ -119,7 +119,7 @@ def test_one_of_eight_gets_a_customer_and_without_the_condition_more_would(shop,
 
 
 def test_an_inserted_event_wins_once_and_without_its_key_it_would_not(shop, ann, owner):
-    shop.double.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p").session_id)
+    shop.double.pay(pack_for(shop, ann, "small").session_id)
     event = shop.events()[0]
     first, second = inbox.record(shop.billing, event), inbox.record(shop.billing, event)
     owner.execute("ALTER TABLE stripe_events DROP CONSTRAINT stripe_events_pkey")
@@ -130,7 +130,7 @@ def test_an_inserted_event_wins_once_and_without_its_key_it_would_not(shop, ann,
 
 
 def test_a_tenant_reads_their_own_payments_and_writes_none(shop, ann, owner):
-    shop.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p"))
+    shop.pay(pack_for(shop, ann, "small"))
     owner.execute("SET ROLE invokeai_app")
     owner.execute("SELECT set_config('app.current_user_id', %s, false)", (ann.user_id,))
     own = owner.execute("SELECT count(*) FROM payments").fetchone()

@@ -2,11 +2,13 @@
 
 import pytest
 from saas import books
-from saas.billed import grants, letters_to, open_shop, subscription, totals
+from saas.billed import grants, letters_to, open_shop, pack_for, subscription, totals
 from saas.people import rows
+from saas.subscribed import subscribe
 
 from invokeai_saas.billing import service
-from invokeai_saas.billing.errors import BadBillingInput, NoSubscription, SubscriptionRuns
+from invokeai_saas.billing.errors import BadBillingInput, NoSubscription, PaymentOpen, SubscriptionRuns
+from invokeai_saas.plans.errors import PlanForbids
 
 
 @pytest.fixture
@@ -65,18 +67,22 @@ def test_an_upgrade_is_charged_at_once_and_grants_the_difference_for_the_rest_of
 
 def test_an_upgrade_whose_card_is_declined_changes_nothing_until_it_is_paid(starter, ann):
     starter.double.cards[customer_of(starter, ann.user_id)] = "declined"
-    shown = service.change_plan(starter.billing, ann.principal, plan_id="pro", key="u")
+    for plan_id in ("pro", "studio"):
+        with pytest.raises(PaymentOpen, match="waits for its payment") as refused:
+            service.change_plan(starter.billing, ann.principal, plan_id=plan_id, key=plan_id)
+        assert refused.value.body()["pending_plan_slug"] == "pro"
+    at_once = service.mine(starter.billing, ann.principal)
     starter.bring()
     before = totals(starter, ann.user_id)
-    with pytest.raises(SubscriptionRuns, match="waits for its payment"):
-        service.change_plan(starter.billing, ann.principal, plan_id="studio", key="u2")
     starter.double.cards[customer_of(starter, ann.user_id)] = "ok"
     open_one = next(each for each in starter.double.all("invoice") if each["status"] == "open")
     starter.double._pay_invoice(open_one["id"], {})
     starter.bring()
 
-    assert (shown["plan_slug"], before) == ("starter", [("subscription", 5000, 0)])
-    assert subscription(starter, ann.user_id)["slug"] == "pro"
+    assert (at_once["plan_slug"], at_once["payment_open"], at_once["pending_plan_slug"]) == ("starter", True, "pro")
+    assert before == [("subscription", 5000, 0)]
+    paid = service.mine(starter.billing, ann.principal)
+    assert (paid["plan_slug"], paid["payment_open"], paid["pending_plan_slug"]) == ("pro", False, None)
     assert sorted(total for _, total, _ in totals(starter, ann.user_id)) == [5000, 10000]
 
 
@@ -152,9 +158,42 @@ def test_a_subscription_that_is_never_paid_again_ends(starter, ann):
     assert totals(starter, ann.user_id) == [("subscription", 5000, 0)]
 
 
+def test_an_upgrade_that_was_not_paid_for_a_day_is_taken_back_and_nothing_is_open(starter, ann):
+    starter.double.cards[customer_of(starter, ann.user_id)] = "declined"
+    with pytest.raises(PaymentOpen):
+        service.change_plan(starter.billing, ann.principal, plan_id="pro", key="u")
+    rows(starter.billing.database, "UPDATE payments SET created_at = created_at - interval '23 hours' WHERE status = 'failed'")
+    rows(starter.billing.database, "UPDATE user_subscriptions SET created_at = created_at - interval '2 days'")
+
+    assert service.mine(starter.billing, ann.principal)["payment_open"] is False
+
+
+@pytest.mark.parametrize(("status", "grace"), [(None, ""), ("past_due", "-1 day"), ("canceled", "")])
+def test_nobody_is_sold_a_pack_that_they_could_not_use(shop, ann, status, grace):
+    if status:
+        subscribe(shop.billing.database, ann.user_id, "starter", status=status, grace=grace or "2 days")
+
+    with pytest.raises(PlanForbids) as refused:
+        service.purchase(shop.billing, ann.principal, pack="small", key="p")
+
+    assert (refused.value.status, refused.value.body()["limit_type"]) == (403, "subscription")
+    assert (refused.value.code == "plan_required") is (status is None)
+    assert shop.double.all("customer") == shop.double.all("checkout.session") == []
+
+
+@pytest.mark.parametrize("slug", ["trial", "starter", "tester"])
+def test_whoever_has_a_plan_buys_a_pack_and_comes_back_to_a_page_that_is_there(shop, ann, slug):
+    subscribe(shop.billing.database, ann.user_id, slug, status="trialing" if slug == "trial" else "active")
+    service.purchase(shop.billing, ann.principal, pack="small", key="p")
+    (sold,) = shop.double.all("checkout.session")
+
+    assert sold["success_url"] == "https://invoke.example/account/billing?checkout=success"
+    assert sold["cancel_url"] == "https://invoke.example/account/billing?checkout=canceled"
+
+
 @pytest.mark.parametrize(("pack", "granted", "price"), [("small", 1000, 5.0), ("medium", 5000, 25.0), ("large", 15000, 75.0)])
 def test_a_pack_is_granted_once_for_sixty_days(shop, ann, pack, granted, price):
-    shop.double.pay(service.purchase(shop.billing, ann.principal, pack=pack, key="p").session_id)
+    shop.double.pay(pack_for(shop, ann, pack).session_id)
     events = shop.events()
     shop.bring(*events)
     shop.bring(*events)
@@ -168,7 +207,7 @@ def test_a_pack_is_granted_once_for_sixty_days(shop, ann, pack, granted, price):
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_a_pack_paid_by_a_slow_bank_comes_with_the_money_or_not_at_all(shop, ann, ok):
-    checkout = service.purchase(shop.billing, ann.principal, pack="small", key="p")
+    checkout = pack_for(shop, ann, "small")
     shop.pay(checkout, later=True)
     before = totals(shop, ann.user_id)
     shop.double.settle(checkout.session_id, ok=ok)
@@ -180,7 +219,7 @@ def test_a_pack_paid_by_a_slow_bank_comes_with_the_money_or_not_at_all(shop, ann
 
 
 def test_a_refund_takes_back_its_part_and_never_what_was_used(shop, ann):
-    shop.pay(service.purchase(shop.billing, ann.principal, pack="medium", key="p"))
+    shop.pay(pack_for(shop, ann, "medium"))
     intent = shop.double.all("payment_intent")[0]["id"]
     shop.double._refund({"payment_intent": intent, "amount": "1000"})
     shop.bring()
@@ -213,6 +252,7 @@ def test_a_dispute_takes_the_credits_and_a_won_one_gives_them_back(starter, ann)
 
     assert disputed == [("subscription", 5000, 5000)]
     assert totals(starter, ann.user_id) == [("subscription", 5000, 0)]
+    assert letters_to(starter, ann.user_id)[-2:] == ["money_back", "credits_back"]
 
 
 def test_a_lost_dispute_keeps_them_and_an_inquiry_takes_nothing(starter, ann):

@@ -6,15 +6,18 @@ from datetime import timedelta
 import psycopg
 import pytest
 from saas import books
-from saas.billed import grants, letters_to, open_shop, subscription, totals
-from saas.people import join, rows
+from saas.billed import grants, letters_to, open_shop, pack_for, subscription, totals
+from saas.people import PASSWORD, join, letters, rows, secret_of
 
-from invokeai_saas.accounts import erase
-from invokeai_saas.accounts.errors import NoSuchAccount, NotAllowed
+from invokeai_saas.accounts import admin, erase, operator
+from invokeai_saas.accounts import service as service_of_accounts
+from invokeai_saas.accounts.errors import AlreadyConfirmed, NoSuchAccount, NotAllowed
+from invokeai_saas.accounts.setup import accounts_of
 from invokeai_saas.billing import customers, reconcile, service, testers, trial, upkeep
 from invokeai_saas.billing.errors import AlreadyRevoked, BadBillingInput, NoSuchGrant
 from invokeai_saas.db import tenancy
 from invokeai_saas.plans.catalog import entitlement_of
+from invokeai_saas.settings import Settings
 
 REASON = "tries the new video models"
 
@@ -46,6 +49,57 @@ def test_a_proved_address_begins_a_trial_of_seven_days_and_500_credits(trying, s
     assert plan_of(trying.database, bob.user_id) == ("trial", "trialing", False)
     assert [(row["source"], row["total_credits"], (row["valid_until"] - row["valid_from"]).days) for row in given] == [("trial", 500, 7)]
     assert "trial_started" in letters_to(shop, bob.user_id)
+
+
+def signed_up(accounts, email):
+    """An account whose letter is not answered; the secret of its link."""
+    service_of_accounts.signup(accounts, email=email, password=PASSWORD, name=None)
+    return secret_of(letters(accounts.database, "verify", email)[-1])
+
+
+WAYS = {
+    "the operator verifies": lambda accounts, clerk, email: operator.verify(accounts, email=email),
+    "the operator gives a role": lambda accounts, clerk, email: operator.give_role(accounts, email=email, role="admin"),
+    "a new password by letter": lambda accounts, clerk, email: reset(accounts, email),
+}
+
+
+def reset(accounts, email):
+    service_of_accounts.forgot_password(accounts, email=email)
+    secret = secret_of(letters(accounts.database, "reset", email)[-1])
+    service_of_accounts.reset_password(accounts, secret=secret, password=PASSWORD)
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_whatever_proves_an_address_begins_its_trial_once_and_the_old_link_says_so(trying, shop, clerk, way):
+    secret = signed_up(trying, "bob@example.com")
+    for _ in range(2):
+        WAYS[way](trying, clerk, "bob@example.com")
+    user_id = rows(trying.database, "SELECT user_id FROM users WHERE email = 'bob@example.com'")[0]["user_id"]
+    with pytest.raises(AlreadyConfirmed, match="confirmed already: log in"):
+        service_of_accounts.verify_email(trying, secret)
+
+    assert plan_of(trying.database, user_id) == ("trial", "trialing", False)
+    assert totals(shop, user_id) == [("trial", 500, 0)]
+    assert service_of_accounts.login(trying, email="bob@example.com", password=PASSWORD)
+
+
+@pytest.mark.parametrize("by", ["operator", "admin"])
+def test_an_account_that_is_made_for_somebody_has_a_trial(trying, shop, clerk, by):
+    if by == "operator":
+        operator.add(trying, email="bob@example.com")
+    else:
+        admin.create(trying, clerk.principal, email="bob@example.com", name=None)
+    user_id = rows(trying.database, "SELECT user_id FROM users WHERE email = 'bob@example.com'")[0]["user_id"]
+
+    assert totals(shop, user_id) == [("trial", 500, 0)]
+
+
+@pytest.mark.parametrize(("metering", "given"), [(True, [("trial", 500, 0)]), (False, [])])
+def test_the_commands_begin_trials_as_the_server_does_where_plans_count(shop, database, metering, given):
+    operator.add(accounts_of(Settings(metering=metering), database), email="bob@example.com")
+
+    assert totals(shop, rows(database, "SELECT user_id FROM users WHERE email = 'bob@example.com'")[0]["user_id"]) == given
 
 
 @pytest.mark.parametrize("again", ["bob@example.com", "bob+1@example.com", "bob+2@example.com"])
@@ -251,7 +305,7 @@ def test_reconciliation_brings_what_no_webhook_brought_and_then_nothing_more(sho
 
 def test_what_stripe_forgot_to_list_is_found_customer_by_customer(shop, ann):
     shop.double.pay(service.subscribe(shop.billing, ann.principal, plan_id="starter", key="s").session_id)
-    shop.double.pay(service.purchase(shop.billing, ann.principal, pack="small", key="p").session_id)
+    shop.double.pay(pack_for(shop, ann, "small").session_id)
     intent = shop.double.all("payment_intent")[-1]["id"]
     shop.double._refund({"payment_intent": intent})
     shop.events()

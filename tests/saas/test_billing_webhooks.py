@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from saas.billed import POLICY, open_shop, subscription, totals
+from saas.billed import POLICY, open_shop, pack_for, subscription, totals
 from saas.people import rows
 from saas.stripe_serving import SECRET, signature
 
@@ -87,6 +87,8 @@ def bad_bodies(body):
         "no event": ("[1]", signature("[1]")),
         "an event of nothing": ('{"object": "event", "id": "evt_1"}', signature('{"object": "event", "id": "evt_1"}')),
         "empty": ("", signature("")),
+        "letters that no signature has": (body, f"t={now},v1=é".encode()),
+        "deeper than anybody reads": ("[" * 100_000, signature("[" * 100_000)),
     }
 
 
@@ -231,7 +233,7 @@ def test_an_event_that_never_works_is_given_up_loudly_and_holds_nothing_up(paid,
     shop = replace(paid, billing=billing)
     rows(billing.database, "UPDATE subscription_plans SET stripe_price_monthly = NULL, stripe_product = NULL WHERE slug = 'starter'")
     shop.bring()
-    shop.pay(service.purchase(billing, ann.principal, pack="small", key="p"))
+    shop.pay(pack_for(shop, ann, "small"))
     rows(billing.database, "UPDATE stripe_events SET not_before = now() WHERE state = 'waiting'")
     process.process_waiting(billing)
     stuck = inbox.listed(billing, ["failed"])

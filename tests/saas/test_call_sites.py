@@ -118,6 +118,7 @@ SYSTEM_WORK = {
     "jobs/reaper.py::reap": "the items of workers that are gone, of all tenants",
     "jobs/lease.py::demand_wanted": "a worker serves every tenant",
     "jobs/lease.py::revoke": "ends the attempt of an item that its owner cancels",
+    "operating/doctor_stripe.py::_active": "plans are the same for all",
     "operating/health.py::check_database": "reads the history of migrations",
     "operating/metrics.py::snapshot": "counts of all tenants together, none by itself",
     "plans/catalog.py::change": "an admin changes a plan",

@@ -18,6 +18,8 @@ from invokeai_saas.jobs import lease, lost
 from invokeai_saas.jobs.lease import EVERYTHING, Capability
 from invokeai_saas.jobs.reaper import reap
 from invokeai_saas.swaps import session_processor
+from invokeai_saas.workers import registry
+from invokeai_saas.workers.inside import InsideWorker
 
 CALLED = graphs.workflow({"id": "steps", "type": "saas_test_steps"})
 # What comes after the call needs its answer, so that the caller goes on when it is there.
@@ -195,3 +197,15 @@ def test_owners_hear_of_a_chain_that_started_over(start):
 
     assert (web.announced(root), web.announced(child)) == (["pending"], ["canceled"])
     assert rows(web.database, "SELECT count(*) AS n FROM session_queue WHERE untold") == [{"n": 0}]
+
+
+def test_the_worker_inside_of_a_server_pins_once_it_is_registered(start):
+    server = start("w1", lives=False)
+    inside = InsideWorker(server.database, lambda: server.processor, beat_seconds=0.1)
+    inside.start()
+    try:
+        until(lambda: server.queue.can.incarnation is not None)
+
+        assert {each.incarnation for each in registry.live(server.database)} == {server.queue.can.incarnation}
+    finally:
+        inside.stop()

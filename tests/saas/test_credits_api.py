@@ -46,7 +46,7 @@ def used(database, person, seconds: float, **detail) -> int:
 
 
 def test_a_balance_is_worth_its_minutes_and_dollars():
-    balance = Balance(total_credits=700, used_credits=200, held_credits=0)
+    balance = Balance(total_credits=700, used_credits=150, held_credits=50)
 
     assert (balance.remaining_credits, balance.remaining_minutes, str(balance.remaining_value_usd)) == (500, 8.3, "2.50")
 
@@ -58,7 +58,7 @@ def test_a_user_reads_their_balance(client, database, ann):
 
     assert get(client, ann, "credits/balance").json() == {
         "total_credits": 700,
-        "used_credits": 200,
+        "used_credits": 60,
         "held_credits": 140,
         "remaining_credits": 500,
         "remaining_minutes": 8.3,
@@ -98,6 +98,28 @@ def test_a_user_reads_what_their_jobs_used(client, database, ann):
     assert [(each["model_used"], each["jobs"]) for each in found["by_model"]] == [("sdxl", 1), ("svd", 2)]
     assert [each["day"] for each in found["by_day"]] == [str(today)]
     assert (earlier["jobs"], earlier["by_day"]) == (0, [])
+
+
+@pytest.mark.parametrize("day", ["9999-12-31", "0001-01-01", "1999-12-31", "3000-01-01"])
+@pytest.mark.parametrize("name", ["start_date", "end_date"])
+def test_days_that_no_calendar_reaches_are_refused_in_words(client, ann, clerk, name, day):
+    own = get(client, ann, "credits/usage", **{name: day})
+    all_of = [get(client, clerk, f"admin/credits/{table}.csv", **{name: day}) for table in ("usage", "transactions")]
+
+    assert {answer.status_code for answer in (own, *all_of)} == {400}
+    assert f"{name}: expected a day from 2000-01-01 to 2999-12-31, got {day}" in own.text
+
+
+def test_a_balance_is_told_by_its_parts_and_their_ends(client, database, ann, clerk):
+    give(database, ann.user_id, 500, days=60, source="purchase")
+    give(database, ann.user_id, 100, days=7, source="trial")
+    hold(database, ann.user_id, 120)
+    parts = get(client, ann, "credits/grants").json()
+    told = [(part["source"], part["available_credits"], part["held_credits"]) for part in parts]
+
+    assert told == [("trial", 0, 100), ("purchase", 480, 20)]
+    assert parts[0]["valid_until"] < parts[1]["valid_until"]
+    assert get(client, clerk, "credits/grants").json() == []
 
 
 def test_a_window_that_runs_backwards_is_refused(client, ann):

@@ -9,9 +9,11 @@ from decimal import Decimal
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from saas.customers import as_books, give, subscribe
-from saas.people import letters, rows
+from saas.customers import as_books, give
+from saas.people import join, letters, rows
+from saas.subscribed import subscribe
 
+from invokeai_saas.accounts import admin
 from invokeai_saas.accounts import api as accounts_api
 from invokeai_saas.accounts.errors import NotAllowed
 from invokeai_saas.accounts.rate_limits import RateLimiter
@@ -37,7 +39,7 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 0, %s, %s)
 @pytest.fixture
 def sold(accounts, ann, database):
     """Ann on Pro: an invoice, a pack half refunded, one of another currency, one long ago; three jobs on two tiers."""
-    subscribe(database, ann.user_id, "pro")
+    subscribe(database, ann.user_id, "pro", stripe="sub_ann")
     of = ann.user_id
     rows(database, PAY, of, "subscription", None, "in_1", "75.00", "0", "usd", "succeeded", 15000, JUST_NOW)
     rows(database, PAY, of, "pack", "pi_1", None, "25.00", "12.50", "usd", "refunded", 5000, JUST_NOW)
@@ -63,6 +65,19 @@ def test_revenue_is_what_was_paid_less_what_went_back_per_currency(sold, clerk):
     assert found["monthly_recurring_revenue"] == Decimal("75.00")
     assert [(row["slug"], row["users"]) for row in found["subscriptions"]] == [("pro", 1)]
     assert found["outstanding_credits"] == 700
+
+
+def test_recurring_is_what_stripe_bills_not_what_was_given_and_not_of_who_is_gone(sold, clerk, root, database):
+    subscribe(database, clerk.user_id, "studio")
+    bob, eve = (join(sold, f"{name}@example.com") for name in ("bob", "eve"))
+    subscribe(database, bob.user_id, "starter", stripe="sub_bob")
+    subscribe(database, eve.user_id, "pro")
+    for gone in (bob, eve):
+        admin.delete(sold, root.principal, gone.user_id)
+    found = dashboards.revenue(sold, clerk.principal, Window.of("month", now=NOW))
+
+    assert found["monthly_recurring_revenue"] == Decimal("75.00")
+    assert [(row["slug"], row["users"], row["billed"]) for row in found["subscriptions"]] == [("pro", 1, 1), ("studio", 1, 0)]
 
 
 def test_cost_is_measured_seconds_at_what_the_tier_costs(sold, clerk):

@@ -1,7 +1,6 @@
 """Whose turn it is: plan priority and minutes waited first, then who was served longest ago; and what a claim costs."""
 
 import itertools
-import math
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from saas.rows import add_items, add_user
+from saas.turns import claim_one, plan, served, system, waits
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs import lease
@@ -22,36 +22,6 @@ CLAIMS = int(os.environ.get("SAAS_SOAK_ITEMS", "50"))
 PAGES_PER_CLAIM, PAGES_PER_USER = 150, 12
 SEARCHED_INDEXES = "SELECT indexname FROM pg_indexes WHERE tablename = 'session_queue' AND (indexdef ~ 'user_id' OR indexdef ~ 'status')"
 COLD = {"worker_id": "w", "lease_seconds": 60, "device": None, "busy": [], **lease.looks(), **lease.EVERYTHING.values}
-
-
-def claim_one(database):
-    return claim(database, worker_id="w", lease_seconds=60)
-
-
-def served(database, times: int) -> list[str]:
-    """Whose items the next claims take."""
-    return [attempt.user_id for attempt in (claim_one(database) for _ in range(times)) if attempt is not None]
-
-
-def system(database, statement: str, *values) -> None:
-    with tenancy.as_system("a test sets the scene"), database.postgres() as cursor:
-        cursor.execute(statement.encode(), values)
-
-
-def waits(database, user: str, *, minutes: float) -> None:
-    """The user's items were enqueued and the user last served so long ago."""
-    system(
-        database,
-        "UPDATE session_queue SET created_at = to_char(now() AT TIME ZONE 'UTC' - make_interval(secs => %s), 'YYYY-MM-DD HH24:MI:SS.MS')"
-        " WHERE user_id = %s",
-        minutes * 60,
-        user,
-    )
-    system(database, "UPDATE queue_turns SET served_at = now() - make_interval(secs => %s) WHERE user_id = %s", minutes * 60, user)
-
-
-def plan(database, user: str, priority: int) -> None:
-    system(database, "UPDATE queue_turns SET plan_priority = %s WHERE user_id = %s", priority, user)
 
 
 def test_a_user_with_a_thousand_items_does_not_starve_the_next(database):
@@ -93,60 +63,6 @@ def test_the_plan_goes_first_until_somebody_waited_for_longer_than_it_is_worth(d
 
     assert first == ["studio", "studio"]
     assert served(database, 2) == ["free", "studio"]
-
-
-def pass_time(database, seconds: float) -> None:
-    """Everybody waited so much longer."""
-    system(database, "UPDATE queue_turns SET served_at = served_at - make_interval(secs => %s)", seconds)
-    system(
-        database,
-        "UPDATE session_queue SET created_at = to_char(created_at::timestamp - make_interval(secs => %s), 'YYYY-MM-DD HH24:MI:SS.MS')"
-        " WHERE status = 'pending'",
-        seconds,
-    )
-
-
-def claims_until_served(database, user: str, *, seconds_per_claim: float, most: int) -> int:
-    """How many claims others have before the user's first one."""
-    for number in range(most):
-        if served(database, 1) == [user]:
-            return number
-        pass_time(database, seconds_per_claim)
-    return most
-
-
-# Ten minutes that the plans differ by, and one that may not be whole yet.
-STUDIO_LEAD_SECONDS = 11 * 60
-
-
-def flood(database, studios: int = 10) -> None:
-    """Ten times as many items of studio customers as one starter customer's, and more of them all the while."""
-    for number in range(studios):
-        add_items(database, f"studio-{number}", 40)
-        plan(database, f"studio-{number}", 10)
-    add_items(database, "starter", 40)
-
-
-@pytest.mark.parametrize(("seconds_per_claim", "studios"), [(6.0, 10), (60.0, 10), (180.0, 10), (6.0, 3)])
-def test_a_starters_wait_under_a_flood_of_studio_items_is_bounded(database, seconds_per_claim, studios):
-    """At most eleven minutes, and then one turn of each studio customer: after that none of them is ahead again."""
-    flood(database, studios)
-    bound = math.ceil(STUDIO_LEAD_SECONDS / seconds_per_claim) + studios
-    waited = claims_until_served(database, "starter", seconds_per_claim=seconds_per_claim, most=40 * studios)
-    again = claims_until_served(database, "starter", seconds_per_claim=seconds_per_claim, most=40 * studios)
-    print(f"{waited} and {again} claims of {seconds_per_claim:.0f} s went before the starter's first and second, the bound is {bound}")
-
-    assert max(waited, again) <= bound
-    assert waited > 0
-
-
-def test_without_the_minutes_waited_a_starter_starves(database, monkeypatch):
-    waits_in_claim = "floor(extract(epoch FROM statement_timestamp() - GREATEST(head.since, seen.served_at)) / 60)"
-    assert waits_in_claim in lease.CLAIM
-    monkeypatch.setattr(lease, "CLAIM", lease.CLAIM.replace(waits_in_claim, "0"))
-    flood(database)
-
-    assert claims_until_served(database, "starter", seconds_per_claim=6.0, most=200) == 200
 
 
 def test_minutes_count_from_when_the_user_was_last_served(database):

@@ -11,7 +11,10 @@ import psycopg
 import pytest
 from aiosmtpd.controller import Controller
 from psycopg.conninfo import conninfo_to_dict
+from saas.billed import open_shop
 from saas.stores import BUCKET, KEY_ID, SECRET, moto_server, rclone_server
+from saas.stripe_double import KEY as STRIPE_KEY
+from saas.stripe_serving import serving
 
 from invokeai_saas.operating import doctor
 from invokeai_saas.operating.commands import add_commands
@@ -301,3 +304,62 @@ def test_devices_are_named(settings):
     ((level, message),) = findings(settings(), "devices")
 
     assert (level, "CPU cores" in message) in ((OK, False), (WARNING, True))
+
+
+# Stripe
+
+
+@pytest.fixture
+def sold(accounts, dsn, settings):
+    """A shop on the double, and the settings that lead to it."""
+    shop = open_shop(accounts)
+    with serving(shop.double) as address:
+        stripe = {"stripe_secret_key": STRIPE_KEY, "stripe_webhook_secret": "whsec_1", "stripe_api_base": address}
+        yield shop, lambda **more: settings(**({"database_url": as_url(dsn)} | stripe | more))
+
+
+def test_without_stripe_it_is_said_plainly(settings):
+    ((level, message),) = findings(settings(), "stripe")
+
+    assert (level, "nothing can be bought" in message) == (OK, True)
+
+
+def test_a_stripe_that_is_set_up_has_no_error(sold):
+    _, made = sold
+    found = findings(made(), "stripe")
+
+    assert [level for level, _ in found] == [OK] * 3
+    assert "test mode" in found[0][1] and "https://invoke.example/api/v1/webhooks/stripe" in found[1][1]
+    assert found[2][1] == "3 plans are for sale"
+
+
+@pytest.mark.parametrize("wrong", [{"stripe_secret_key": "sk_test_wrong"}, {"stripe_api_base": "http://127.0.0.1:1"}])
+def test_a_key_that_does_not_work_is_an_error_without_the_key(sold, wrong):
+    _, made = sold
+    ((level, message),) = findings(made(**wrong), "stripe")
+
+    assert (level, "the key does not work" in message, "sk_test_wrong" in message) == (ERROR, True, False)
+
+
+@pytest.mark.parametrize(("slug", "change", "level", "words"), [
+    ("starter", "stripe_price_monthly = NULL", WARNING, "plan starter has no price at Stripe"),
+    ("starter", "stripe_price_monthly = 'price_none'", ERROR, "price_none is not there"),
+    ("pro", "monthly_price = 70", ERROR, "asks 75 usd, its row says 70.00"),
+    ("pro", None, ERROR, "is archived at Stripe"),
+])  # fmt: skip
+def test_a_plan_that_cannot_be_bought_is_named(sold, dsn, slug, change, level, words):
+    shop, made = sold
+    if change:
+        execute(dsn, f"UPDATE subscription_plans SET {change} WHERE slug = '{slug}'")
+    else:
+        next(each for each in shop.double.all("price") if each["unit_amount"] == 7500)["active"] = False
+    wrong = [found for found in findings(made(), "stripe") if found[0] != OK]
+
+    assert len(wrong) == 1 and wrong[0][0] == level and words in wrong[0][1]
+
+
+def test_prices_in_another_currency_are_an_error(sold):
+    _, made = sold
+    errors = [message for level, message in findings(made(stripe_currency="eur"), "stripe") if level == ERROR]
+
+    assert len(errors) == 3 and all("is in usd, STRIPE_CURRENCY says eur" in message for message in errors)

@@ -13,6 +13,7 @@ import pytest
 from saas.operated import ANN
 
 from invokeai_saas.db import tenancy
+from invokeai_saas.jobs.lease import LeaseLost
 from invokeai_saas.operating import logs
 from invokeai_saas.operating.redaction import Redactor, secrets_of
 from invokeai_saas.operating.request_ids import _request_id
@@ -49,6 +50,20 @@ def test_a_line_says_when_how_grave_who_and_what(lines):
 
     assert (line["level"], line["logger"], line["message"]) == ("warning", OURS, "took 3 s")
     assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(("lost", "name", "level"), [(True, "InvokeAI", "info"), (False, "InvokeAI", "error"), (True, OURS, "error")])
+def test_what_a_canceled_items_node_is_refused_is_no_error_of_invokeais(lines, lost, name, level):
+    try:
+        try:
+            raise LeaseLost("attempt 1 of item 1 no longer runs") if lost else OSError("disk full")
+        except Exception as error:
+            raise ValueError("not saved") from error
+    except ValueError as error:
+        logging.getLogger(name).error("Problem saving image record and file: %s", error)
+    (line,) = lines()
+
+    assert line["level"] == level
 
 
 @pytest.mark.parametrize("name", ["InvokeAI", "InvokeAI::ModelLoad", "uvicorn.error", "psycopg.pool", OURS])

@@ -3,10 +3,13 @@
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from saas.people import rows
 from saas.subscribed import grant, subscribe
 
 from invokeai_saas.accounts import api
 from invokeai_saas.accounts.rate_limits import RateLimiter
+from invokeai_saas.billing import api as billing_api
+from invokeai_saas.billing.model import Billing, BillingPolicy
 from invokeai_saas.plans.api import admin_plans_router, plans_router
 
 BODY = {
@@ -65,6 +68,25 @@ def test_my_subscription_tells_period_grace_and_what_comes_next(client, database
     assert mine["grace_until"] and mine["current_period_end"]
 
 
+def test_my_subscription_says_whether_it_is_billed_and_what_is_open(client, database, ann):
+    subscribe(database, ann.user_id, "starter", stripe="sub_1")
+    calm = ask(client, "GET", "subscriptions/my", ann).json()
+    rows(
+        database,
+        """INSERT INTO payments (user_id, kind, stripe_invoice_id, amount, status, credits, plan_slug, description, created_at)
+        VALUES (%s, 'subscription', 'in_1', 50, 'failed', 0, 'pro', 'a test', now() + interval '1 second')""",
+        ann.user_id,
+    )
+    waiting = ask(client, "GET", "subscriptions/my", ann).json()
+    rows(database, "UPDATE user_subscriptions SET status = 'past_due'")
+    unpaid = ask(client, "GET", "subscriptions/my", ann).json()
+    rows(database, "UPDATE user_subscriptions SET status = 'active', stripe_subscription_id = NULL")
+    by_hand = ask(client, "GET", "subscriptions/my", ann).json()
+    told = [(each["billed"], each["payment_open"], each["pending_plan_slug"]) for each in (calm, waiting, unpaid, by_hand)]
+
+    assert told == [(True, False, None), (True, True, "pro"), (True, True, None), (False, False, None)]
+
+
 def test_an_admin_makes_changes_and_lists_plans(client, clerk):
     made = ask(client, "POST", "admin/plans", clerk, json=BODY)
     changed = ask(client, "PATCH", f"admin/plans/{made.json()['plan_id']}", clerk, json={"is_active": False, "max_queues": None})
@@ -87,6 +109,16 @@ def test_a_bad_plan_is_refused(client, clerk, changes, status):
 
     assert refused.status_code == status, refused.text
     assert "team" not in [plan["slug"] for plan in ask(client, "GET", "admin/plans", clerk).json()]
+
+
+def test_stripes_currency_counts_where_something_is_sold(client, accounts, clerk):
+    billing_api.install(client.app, Billing(accounts, object(), BillingPolicy(currency="eur")))
+    made = ask(client, "POST", "admin/plans", clerk, json={**BODY, "currency": "eur"})
+    refused = [ask(client, "POST", "admin/plans", clerk, json={**BODY, "slug": "other"})]
+    refused += [ask(client, "PATCH", f"admin/plans/{made.json()['plan_id']}", clerk, json={"currency": "usd"})]
+
+    assert made.status_code == 201
+    assert {(answer.status_code, "expected eur" in answer.text) for answer in refused} == {(400, True)}
 
 
 def test_a_plan_that_is_not_there_is_404_and_a_null_where_none_may_be_400(client, clerk):

@@ -272,6 +272,8 @@ def test_a_change_that_changes_nothing_leaves_no_line(accounts, database, clerk)
     ({"is_active": None}, "a value for is_active"),
     ({"monthly_price": Decimal(10**12)}, "numbers that fit"),
     ({"max_queues": 2**40}, "numbers that fit"),
+    ({"video_bases": ("animatediff", "nope")}, "some of animatediff, svd, .*, got nope"),
+    ({"stripe_price_monthly": "price_1", "monthly_credits": None}, "monthly_credits: expected a number for a plan that is sold"),
     ({"no_such_field": 1}, "unknown \\['no_such_field'\\]"),
     ({"plan_id": uuid4()}, "unknown \\['plan_id'\\]"),
 ])  # fmt: skip
@@ -282,6 +284,22 @@ def test_bad_input_is_refused_and_nothing_is_changed(accounts, database, clerk, 
         catalog.change(accounts, clerk.principal, before.plan_id, values)
     assert by_slug(database, "starter") == before
     assert audit.read(accounts, clerk.principal, target_id=str(before.plan_id)) == []
+
+
+@pytest.mark.parametrize(("values", "refused"), [
+    ({"currency": "eur"}, True), ({"stripe_price_monthly": "price_1"}, False), ({"currency": "usd"}, False), ({"max_queues": 2}, False),
+])  # fmt: skip
+def test_a_plan_is_sold_in_the_currency_that_stripe_is_asked_in(accounts, database, clerk, values, refused):
+    plan_id = by_slug(database, "starter").plan_id
+    if refused:
+        with pytest.raises(BadPlanInput, match="currency: expected usd, .* got eur"):
+            catalog.change(accounts, clerk.principal, plan_id, values, currency="usd")
+        assert catalog.change(accounts, clerk.principal, plan_id, values).currency == "eur"
+        with pytest.raises(BadPlanInput, match="currency: expected usd"):
+            catalog.change(accounts, clerk.principal, plan_id, {"stripe_price_monthly": "price_1"}, currency="usd")
+        assert catalog.change(accounts, clerk.principal, plan_id, {"max_queues": 3}, currency="usd").max_queues == 3
+    else:
+        catalog.change(accounts, clerk.principal, plan_id, values, currency="usd")
 
 
 @pytest.mark.parametrize("slug", ["Has Spaces", "UPPER", "", "-x", "x" * 51, "é"])

@@ -58,6 +58,27 @@ def test_a_wrong_setting_is_named_without_its_value(monkeypatch, variable, value
     assert refused.value.__cause__ is None
 
 
+def test_a_wrong_setting_says_nothing_of_others(monkeypatch):
+    monkeypatch.setenv("SAAS_PORT", "0")
+
+    with pytest.raises(BadSettings) as refused:
+        load_settings()
+    assert str(refused.value) == "SAAS_PORT: Input should be greater than or equal to 1"
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_settings_of_stripe_that_are_empty_count_as_not_set(monkeypatch, empty):
+    for name in ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_ACCOUNT", "STRIPE_API_BASE"):
+        monkeypatch.setenv(name, empty)
+    settings = load_settings()
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_test_x")
+
+    assert (settings.stripe_secret_key, settings.stripe_webhook_secret) == (None, ())
+    assert (settings.stripe_account, settings.stripe_api_base) == (None, None)
+    with pytest.raises(BadSettings, match="both or neither"):
+        load_settings()
+
+
 def test_half_of_the_credentials_is_refused(monkeypatch):
     monkeypatch.setenv("S3_BUCKET", "files")
     monkeypatch.setenv("S3_SECRET_ACCESS_KEY", "topsecret")

@@ -84,6 +84,29 @@ def test_a_cancel_in_another_process_stops_the_step_that_runs(start):
     assert STEPS["runs"] == 1
 
 
+@pytest.mark.parametrize("late", ["a picture", "an error"])
+def test_a_cancel_while_a_node_saves_is_no_error_that_anybody_is_told_of(start, caplog, late):
+    server, web = start(), start("web", run=False)
+
+    def at_the_end() -> None:
+        with tenancy.as_user("ann"):
+            web.queue.cancel_queue_item(item)
+        if late == "an error":
+            raise ValueError("the node's own")
+        add_board(server.database, "ann", "late")
+
+    STEPS["at_the_end"] = at_the_end
+    item = running(server)
+    with caplog.at_level(logging.INFO):
+        STEPS["go_on"].set()
+        until(lambda: server.processor.get_status().is_processing is False)
+
+    assert (status_of(server.database, item), attempts(server, item)) == ("canceled", [(1, "revoked")])
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert "was taken away; what it made is discarded" in caplog.text
+    assert "invocation_error" not in [event.__event_name__ for event in server.events.sent]
+
+
 def test_without_the_looks_at_its_rows_the_step_runs_on(start, monkeypatch):
     # Each of them sees that the attempt was taken away.
     monkeypatch.setattr(lease, "heartbeat", lambda *_, **__: None)

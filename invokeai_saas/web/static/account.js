@@ -12,9 +12,9 @@
 
   class Refused extends Error {}
 
-  async function call(method, path, body) {
+  async function call(method, path, body, key) {
     const token = localStorage.getItem(TOKEN);
-    const headers = { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) };
+    const headers = { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }), ...(key && { "Idempotency-Key": key }) };
     let answer;
     try {
       answer = await fetch(`${root}/api/v1/${path}`, { method, headers, body: body && JSON.stringify(body), cache: "no-store" });
@@ -23,10 +23,11 @@
     }
     const content = await answer.json().catch(() => ({}));
     if (answer.ok) return { content, headers: answer.headers };
-    throw Object.assign(new Refused(reason(answer, content)), { status: answer.status });
+    throw Object.assign(new Refused(reason(answer, content)), { status: answer.status, code: content.error });
   }
 
   function reason(answer, content) {
+    if (Object.hasOwn(words, content.error ?? "")) return say(content.error);
     if (answer.status === 429) return say("too_many", answer.headers.get("Retry-After") ?? "60");
     if (answer.status >= 500) return say("offline");
     if (content.detail === "Current password is incorrect") return say("wrong_password");
@@ -78,7 +79,7 @@
       await work();
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      if (error.status === 401 && page === "account") location.assign(`${root}/login`);
+      if (error.status === 401 && ["account", "billing"].includes(page)) location.assign(`${root}/login`);
       else tell(place, error.message, "error");
     } finally {
       for (const button of buttons) button.disabled = false;
@@ -246,4 +247,6 @@
     });
   }
   if (page === "account") void showAccount();
+  // For the page's own script.
+  window.accountPages = { byId, call, leave, say, tell, working, TOKEN };
 })();

@@ -44,6 +44,9 @@ def there() -> Iterator[Deployment]:
             made.web()
             made.web()
             install_toy(made.webs[0])
+            for web in made.webs:
+                # Described once per process, in a thread; the interface waits for it.
+                assert web.request("GET", "/openapi.json")[0] == 200
             made.worker()
             yield made
         stop_embedded(Path(folder, "cluster"))
@@ -73,11 +76,23 @@ def seat(there: Deployment, name: str, web: WebProcess, browser: Browser, screen
     expect.set_options(timeout=PATIENCE_MS)
     ui = Someone(context.new_page(), web.url, screenshots)
     ui.log_in(email, password)
-    ui.load_workflow_file(WORKFLOW)
+    load_workflow(ui)
     ui.show_all_nodes()
     ui.pick_model("loader", TOY)
+    expect(ui.invoke_button).to_be_enabled()
     ui.panel("Viewer")
     return Seat(ui, ui.get("/api/v1/auth/me")["user_id"], web)
+
+
+def load_workflow(ui: Someone) -> None:
+    """Again while the interface does not know the nodes: it loads a graph then without its edges."""
+    for _ in range(5):
+        ui.page.wait_for_load_state("networkidle")
+        ui.load_workflow_file(WORKFLOW)
+        ui.show_all_nodes()
+        if ui.page.locator(".react-flow__edge").count():
+            return
+    raise AssertionError("the workflow came without edges")
 
 
 @pytest.fixture(scope="module")

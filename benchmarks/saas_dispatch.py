@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -28,13 +27,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests"), str(Path(__file__).resolve().parents[1])]
 
-from live_server import REPOSITORY, Server, make_environment  # noqa: E402
+from live_server import Server, make_environment  # noqa: E402
 from saas.live_saas import Person, SaasServer  # noqa: E402
 from saas.people import rows  # noqa: E402
 
 PASSWORD = "Right-Horse-7"
 ENQUEUE, STATUS = "/api/v1/queue/default/enqueue_batch", "/api/v1/queue/default/status"
-START_SECONDS, BLOCK_SECONDS = 300.0, 600.0
+START_SECONDS, BLOCK_SECONDS = 600.0, 600.0
 # Of one block of ours: from when the last worker had begun (each sees within two seconds that it may) to the end of the last item.
 PACE = """
 WITH mine AS (SELECT worker_id, started_at, ended_at FROM job_attempts WHERE item_id > %s),
@@ -109,9 +108,9 @@ def our_block(server: SaasServer, people: list[Person], workers: int, items: int
 
 
 @contextmanager
-def workers_of(server: SaasServer, count: int, wakeups: str) -> Iterator[None]:
+def workers_of(server: SaasServer, count: int) -> Iterator[None]:
     """So many worker processes beside a server, ready."""
-    started = [start_worker(server, number, wakeups) for number in range(count)]
+    started = [start_worker(server, number) for number in range(count)]
     try:
         with server.database() as database:
             until(lambda: _ended(started) or rows(database, READY, ["available", "busy"])[0]["workers"] >= count, seconds=START_SECONDS)
@@ -129,27 +128,10 @@ def _ended(processes: list[subprocess.Popen[bytes]]) -> bool:
     return any(process.poll() is not None for process in processes)
 
 
-def start_worker(server: SaasServer, number: int, wakeups: str) -> subprocess.Popen[bytes]:
+def start_worker(server: SaasServer, number: int) -> subprocess.Popen[bytes]:
     """`invokeai-saas worker` on the embedded database of a server that runs."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "INVOKEAI", "SAAS_", "DATABASE_"))}
-    ours = {
-        "SAAS_DATA_DIR": str(server.folder),
-        "SAAS_METERING": "off",
-        "SAAS_WAKEUPS": wakeups,
-        "SAAS_LOG_LEVEL": "warning",
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'patches'}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-m", "invokeai_saas.cli", "worker", "--devices", "cpu", "--name", f"bench-{number}"]
-    log = (server.folder / f"worker-{number}.log").open("ab")
-    return subprocess.Popen(command, env={**kept, **ours}, cwd=server.folder, stdout=log, stderr=subprocess.STDOUT)
-
-
-class Dispatcher(SaasServer):
-    """`invokeai-saas serve --no-worker`."""
-
-    arguments = ("--no-worker",)
+    with (server.folder / f"worker-{number}.log").open("ab") as log:
+        return server.run("worker", "--devices", "cpu", "--name", f"bench-{number}", output=log)
 
 
 def ask(url: str, token: str, method: str, path: str, body: Any = None) -> Any:
@@ -187,6 +169,7 @@ def main() -> int:
     parser.add_argument("--wakeups", default="procrastinate", help="as SAAS_WAKEUPS")
     asked = parser.parse_args()
     crews = [int(word) for word in asked.workers.split(",")]
+    variables = {"SAAS_WAKEUPS": asked.wakeups, "SAAS_LOG_LEVEL": "warning"}
     stock = Side("stock")
     ours = {count: Side(f"{count} worker{'s' if count > 1 else ''}") for count in crews}
     with tempfile.TemporaryDirectory(prefix="saas-dispatch-") as name, ExitStack() as stack:
@@ -194,12 +177,12 @@ def main() -> int:
         folder.chmod(0o755)
         environment = make_environment(folder / "environment", wheel=None)
         stock_server = stack.enter_context(Server(environment, folder / "stock", variables={"INVOKEAI_MULTIUSER": "true"}))
-        server = stack.enter_context(Dispatcher(folder / "ours", variables={"SAAS_WAKEUPS": asked.wakeups}))
+        server = stack.enter_context(SaasServer(folder / "ours", variables=variables, arguments=("--no-worker",)))
         token = stock_token(stock_server)
         people = [server.person(f"bench-{number}@example.org") for number in range(asked.users)]
         stock_block(stock_server, token, 50)
         for count in crews:
-            with workers_of(server, count, asked.wakeups):
+            with workers_of(server, count):
                 our_block(server, people, count, 60)
                 for _ in range(asked.rounds):
                     stock.seconds.append(stock_block(stock_server, token, asked.items))

@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
@@ -37,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class CeleryWakeups:
-    """`url` is redis://…, rediss://… or sqs://…; see app_of()."""
+    """`url` is redis://…, rediss://… or sqs://…; see broker_of()."""
 
     def __init__(self, database: PostgresDatabase, url: str) -> None:
-        self._database, self._app, self._is_sqs = database, app_of(url), is_sqs(url)
+        self._database, self._broker, self._is_sqs = database, broker_of(url), is_sqs(url)
         self._outbox: Queue[tuple[str, Wakeup]] = Queue(OUTBOX)
         self._closing, self._trouble = Event(), False
         self._sender: Thread | None = None
@@ -73,8 +74,8 @@ class CeleryWakeups:
     def _connects(self, queues: Sequence[str]) -> list[Callable[[], Source]]:
         """Redis pops from several lists at once; SQS waits at one queue, so that each queue needs a lane."""
         if self._is_sqs:
-            return [lambda queue=queue: _SqsSource(self._app, queue) for queue in queues]  # type: ignore[misc]
-        return [lambda: _RedisSource(self._app, queues)]
+            return [lambda queue=queue: _SqsSource(self._broker, queue) for queue in queues]  # type: ignore[misc]
+        return [lambda: _RedisSource(self._broker, queues)]
 
     def _post(self, tokens: Sequence[tuple[str, Wakeup]]) -> None:
         try:
@@ -84,7 +85,7 @@ class CeleryWakeups:
             self._say("the outbox of wake-ups is full")
 
     def _send_all(self) -> None:
-        sender = _Sender(self._app, fifo=self._is_sqs)
+        sender = _Sender(self._broker, fifo=self._is_sqs)
         with suppress(Exception):
             # Said when there is something to send.
             sender.connect()
@@ -118,17 +119,17 @@ class CeleryWakeups:
 class _Sender:
     """The sending thread's connection."""
 
-    def __init__(self, app: Celery, *, fifo: bool) -> None:
-        self._app, self._fifo = app, fifo
+    def __init__(self, broker: "_Broker", *, fifo: bool) -> None:
+        self._broker, self._fifo = broker, fifo
         self._connection: Any = None
         self._producer: Any = None
 
     def connect(self) -> Any:
         """The connection, made where there is none; with it what Celery makes at the first use, which takes a third of a second."""
         if self._connection is None:
-            connection = self._app.connection_for_write()
-            self._producer = self._app.amqp.Producer(connection.default_channel, auto_declare=False)
-            assert self._app.amqp.router and self._app.amqp.send_task_message
+            app, connection = self._broker.app, self._broker.connect()
+            self._producer = app.amqp.Producer(connection.default_channel, auto_declare=False)
+            assert app.amqp.router and app.amqp.send_task_message
             self._connection = connection
         return self._connection
 
@@ -140,7 +141,7 @@ class _Sender:
             return
         # A group per user: a flood of one delays nobody else's tokens.
         options = {"MessageGroupId": item.user_id, "MessageDeduplicationId": str(item.item_id)} if self._fifo else {}
-        self._app.send_task(TASK, (item.item_id,), queue=queue, producer=self._producer, retry=False, ignore_result=True, **options)
+        self._broker.app.send_task(TASK, (item.item_id,), queue=queue, producer=self._producer, retry=False, ignore_result=True, **options)
 
     def close(self) -> None:
         """The next token makes a new connection."""
@@ -153,8 +154,8 @@ class _Sender:
 class _RedisSource(Source):
     """One blocking pop on the lists that Celery's messages of some queues lie in."""
 
-    def __init__(self, app: Celery, queues: Sequence[str]) -> None:
-        self._connection, self._queues = app.connection_for_read(), list(queues)
+    def __init__(self, broker: "_Broker", queues: Sequence[str]) -> None:
+        self._connection, self._queues = broker.connect(), list(queues)
         # Kombu's own consumer leaves a pop behind at the server when nobody waits any more, and that takes a token from who does.
         self._client = self._connection.default_channel.client
 
@@ -170,8 +171,8 @@ class _RedisSource(Source):
 class _SqsSource(Source):
     """One queue's long polls."""
 
-    def __init__(self, app: Celery, queue: str) -> None:
-        self._connection = app.connection_for_read()
+    def __init__(self, broker: "_Broker", queue: str) -> None:
+        self._connection = broker.connect()
         self._queue = _bound(self._connection, queue)
 
     def take(self, seconds: float) -> bool:
@@ -191,8 +192,20 @@ def is_sqs(url: str) -> bool:
     return url.startswith("sqs://")
 
 
-def app_of(url: str) -> Celery:
-    """A Celery application for one broker, with patience for seconds. `?prefix=` goes before the queues' names, `?region=` is SQS's.
+@dataclass(frozen=True)
+class _Broker:
+    """A Celery application, and the address that it talks to: the application itself would prefer CELERY_BROKER_URL of the environment."""
+
+    app: Celery
+    address: str
+
+    def connect(self) -> Any:
+        """A connection of one's own; nothing is asked yet."""
+        return self.app.connection_for_write(self.address)
+
+
+def broker_of(url: str) -> _Broker:
+    """A broker with patience for seconds. `?prefix=` goes before the queues' names, `?region=` is SQS's.
 
     sqs:// without a login uses the machine's role; sqs://KEY:SECRET@HOST:PORT is another server than Amazon's.
     """
@@ -209,7 +222,8 @@ def app_of(url: str) -> Celery:
     else:
         options |= {"global_keyprefix": prefix, "socket_timeout": POLL_SECONDS + TIMEOUT_SECONDS}
         options |= {"socket_connect_timeout": TIMEOUT_SECONDS}
-    app = Celery("invokeai-saas", broker=f"{parts.scheme}://{parts.netloc}{parts.path}", set_as_current=False, fixups=[])
+    address = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    app = Celery("invokeai-saas", broker=address, set_as_current=False, fixups=[])
     app.conf.update(
         broker_transport_options=options,
         broker_connection_timeout=TIMEOUT_SECONDS,
@@ -217,7 +231,7 @@ def app_of(url: str) -> Celery:
         task_ignore_result=True,
         task_send_sent_event=False,
     )
-    return app
+    return _Broker(app, address)
 
 
 def _bound(connection: Any, queue: str) -> Any:

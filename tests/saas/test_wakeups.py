@@ -9,7 +9,7 @@ import pytest
 from invokeai_saas.errors import BadSettings
 from invokeai_saas.operating.redaction import secrets_of
 from invokeai_saas.settings import load_settings
-from invokeai_saas.wakeups.celery import CeleryWakeups
+from invokeai_saas.wakeups.celery import CeleryWakeups, broker_of
 from invokeai_saas.wakeups.local import NoWakeups
 from invokeai_saas.wakeups.opening import sending_of, wakeups_of
 from invokeai_saas.wakeups.port import MOST, QUEUES, Wakeup, by_queue, queues_of
@@ -202,6 +202,15 @@ def test_the_setting_opens_its_transport(monkeypatch, database):
 
     assert kinds == {"none": NoWakeups, "procrastinate": ProcrastinateWakeups, "celery+redis": CeleryWakeups, "celery+sqs": CeleryWakeups}
     assert sending_of(load_settings(), database) is None
+
+
+def test_another_applications_celery_is_not_ours(monkeypatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://elsewhere:1/0")
+    broker = broker_of("redis://:topsecret@here:2/3?prefix=staging-")
+    connection = broker.connect()
+
+    assert (connection.hostname, connection.port, connection.virtual_host, connection.password) == ("here", 2, "3", "topsecret")
+    assert broker.app.conf.broker_transport_options["global_keyprefix"] == "staging-"
 
 
 def test_words_are_no_secrets_and_addresses_are(monkeypatch):

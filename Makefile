@@ -17,7 +17,7 @@ UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python 
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo saas test check bench soak soak-saas toy-model tiny-vae lock
+.PHONY: help setup demo saas test check bench soak soak-saas soak-workers toy-model tiny-vae lock
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -50,11 +50,17 @@ soak: setup ## the long tests: the toy model judged on 2,000 prompts, and what `
 
 soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 10,000 queue items of 4 workers, 500 MB up and down, 100 kills, the books
 	@SAAS_SOAK_TRANSACTIONS=100000 SAAS_SOAK_ITEMS=10000 SAAS_SOAK_MEGABYTES=500 SAAS_SOAK_KILLS=100 \
-		SAAS_SOAK_BOOKS=2000 SAAS_SOAK_ENDINGS=1000 SAAS_SOAK_HOLDS=10000 SAAS_SOAK_LIVES=500 $(BIN)/python -m pytest -p no:xdist -s \
+		SAAS_SOAK_BOOKS=2000 SAAS_SOAK_ENDINGS=1000 SAAS_SOAK_HOLDS=10000 SAAS_SOAK_LIVES=500 SAAS_SOAK_GRAPHS=3000 $(BIN)/python -m pytest -p no:xdist --timeout 0 -s \
 		tests/saas/test_soak.py tests/saas/test_lease.py tests/saas/test_fairness.py tests/saas/test_storage_stores.py tests/saas/test_kill_postgres.py \
 		tests/saas/test_kill_migration.py tests/saas/test_import_runs.py tests/saas/test_storage_crashes.py \
 		tests/saas/test_live_s3.py tests/saas/test_kill_web.py tests/saas/test_credits_model.py tests/saas/test_credits_endings.py \
-		tests/saas/test_credits_overspend.py tests/saas/test_billing_soak.py
+		tests/saas/test_credits_overspend.py tests/saas/test_billing_soak.py tests/saas/test_plans_properties.py
+
+soak-workers: setup ## the long tests of GPU workers: 1,000 kills, 200 stops, 4 web and 4 worker processes with 2,000 items, redeliveries
+	@SAAS_SOAK_WORKER_KILLS=1000 SAAS_SOAK_WORKER_STOPS=200 SAAS_SOAK_REDELIVERIES=100 SAAS_SOAK_CLAIMS=500 SAAS_SOAK_EVENTS=1 \
+		SAAS_SOAK_FITS=500 SAAS_SOAK_RACERS=500 SAAS_SOAK_FETCH_KILLS=100 $(BIN)/python -m pytest -p no:xdist --timeout 0 -s \
+		tests/saas/test_worker_kills.py tests/saas/test_wakeups_claims.py tests/saas/test_events_live.py tests/saas/test_claims_fit.py \
+		tests/saas/test_model_room.py
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
 	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)

@@ -114,13 +114,19 @@ def workers_of(server: SaasServer, count: int, wakeups: str) -> Iterator[None]:
     started = [start_worker(server, number, wakeups) for number in range(count)]
     try:
         with server.database() as database:
-            until(lambda: rows(database, READY, ["available", "busy"])[0]["workers"] >= count, seconds=START_SECONDS, every=0.5)
+            until(lambda: _ended(started) or rows(database, READY, ["available", "busy"])[0]["workers"] >= count, seconds=START_SECONDS)
+        if _ended(started):
+            raise RuntimeError("a worker ended: " + (server.folder / "worker-0.log").read_text()[-2000:])
         yield
     finally:
         for process in started:
             process.send_signal(signal.SIGTERM)
         for process in started:
             process.wait()
+
+
+def _ended(processes: list[subprocess.Popen[bytes]]) -> bool:
+    return any(process.poll() is not None for process in processes)
 
 
 def start_worker(server: SaasServer, number: int, wakeups: str) -> subprocess.Popen[bytes]:

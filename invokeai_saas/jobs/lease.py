@@ -28,10 +28,10 @@ ALL_TIERS = frozenset(("basic", "high_performance", "dedicated"))
 
 # Whose turn, then which item. Effective priority is the plan's plus the whole minutes waited, counted from the enqueue or from when the
 # user was last served: who enqueued a thousand items waits anew after each of them, and starves nobody. Among equals, who was served
-# longest ago. `waiting` leaps through the index from route to route of user after user: what this worker must not take (other tiers, more
-# memory, models it has not, somebody else's tensors) costs one look per route, however many items there are. The lock on the turn sends a
-# second claim to the next user, the lock on the item past one that is being canceled. A turn without an item to take (all of them locked)
-# comes back with NULL; no turn at all with those who have one, for WAIT_FOR_TURN.
+# longest ago. `waiting` leaps through the index from route to route, and through those that this worker may take from user to user: what
+# it must not take (other tiers, more memory, models it has not, somebody else's tensors) costs one look per route, however many users and
+# items wait for it. The lock on the turn sends a second claim to the next user, the lock on the item past one that is being canceled. A
+# turn without an item to take (all of them locked) comes back with NULL; no turn at all with those who have one, for WAIT_FOR_TURN.
 # A user at their plan's limit of parallel jobs waits: what runs is counted through an index that holds nothing else. Parents that wait for
 # called workflows run nothing and take no slot, so that a chain of calls counts once. The count is older than the lock: a turn that
 # somebody used in between (what the count `seen` differs from what the lock found) is passed over, or two claims would count the same free
@@ -39,26 +39,25 @@ ALL_TIERS = frozenset(("basic", "high_performance", "dedicated"))
 # Of the user's next few items of one priority, the one goes first whose models lie in the device's memory: upstream's affinity, which
 # saves tens of seconds of loading and changes nobody else's turn.
 CLAIM = """
-WITH RECURSIVE waiting (user_id, route) AS (
-    (SELECT user_id, route FROM session_queue WHERE status = 'pending' ORDER BY user_id, route LIMIT 1)
+WITH RECURSIVE waiting AS (
+    SELECT (-9223372036854775808)::bigint AS route, '' AS user_id, NULL::bigint AS item_id, NULL::bigint AS priority, '' AS created_at,
+        true AS fits
     UNION ALL
-    SELECT next.user_id, next.route FROM waiting CROSS JOIN LATERAL (
-        SELECT user_id, route FROM session_queue WHERE status = 'pending' AND (user_id, route) > (waiting.user_id, waiting.route)
-        ORDER BY user_id, route LIMIT 1
-    ) AS next
-), fitting AS MATERIALIZED (
-    SELECT head.* FROM waiting CROSS JOIN LATERAL (
-        SELECT user_id, route, item_id, priority, created_at::timestamp AT TIME ZONE 'UTC' AS since,
-            tiers, needs_memory_mb, needs_models, pinned_to
-        FROM session_queue
-        WHERE status = 'pending' AND user_id = waiting.user_id AND route = waiting.route
-          AND (not_before IS NULL OR not_before <= clock_timestamp())
-        ORDER BY priority DESC, item_id LIMIT 1
+    SELECT head.route, head.user_id, head.item_id, head.priority, head.created_at,
+        (head.tiers IS NULL OR %(tiers)s::text[] IS NULL OR head.tiers && %(tiers)s::text[])
+        AND (head.needs_memory_mb IS NULL OR %(memory_mb)s::int IS NULL OR head.needs_memory_mb <= %(memory_mb)s::int)
+        AND (head.needs_models IS NULL OR %(models)s::text[] IS NULL OR head.needs_models <@ %(models)s::text[])
+        AND (head.pinned_to IS NULL OR head.pinned_to = %(incarnation)s::uuid)
+    FROM waiting CROSS JOIN LATERAL (
+        SELECT route, user_id, item_id, priority, created_at, tiers, needs_memory_mb, needs_models, pinned_to FROM session_queue
+        WHERE status = 'pending' AND (not_before IS NULL OR not_before <= clock_timestamp())
+          AND (route, user_id) > (CASE WHEN waiting.fits THEN waiting.route ELSE waiting.route + 1 END,
+                                  CASE WHEN waiting.fits THEN waiting.user_id ELSE '' END)
+        ORDER BY route, user_id, priority DESC, item_id LIMIT 1
     ) AS head
-    WHERE (head.tiers IS NULL OR %(tiers)s::text[] IS NULL OR head.tiers && %(tiers)s::text[])
-      AND (head.needs_memory_mb IS NULL OR %(memory_mb)s::int IS NULL OR head.needs_memory_mb <= %(memory_mb)s::int)
-      AND (head.needs_models IS NULL OR %(models)s::text[] IS NULL OR head.needs_models <@ %(models)s::text[])
-      AND (head.pinned_to IS NULL OR head.pinned_to = %(incarnation)s::uuid)
+), fitting AS MATERIALIZED (
+    SELECT route, user_id, item_id, priority, created_at::timestamp AT TIME ZONE 'UTC' AS since
+    FROM waiting WHERE fits AND item_id IS NOT NULL
 ), able AS MATERIALIZED (
     SELECT head.*, seen.served_at,
         seen.plan_priority + floor(extract(epoch FROM statement_timestamp() - GREATEST(head.since, seen.served_at)) / 60) AS urgency

@@ -120,8 +120,9 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
 def admission_of(parts: Parts) -> Any:
     """Who may enqueue what, and what a running item may do; None where nothing is metered."""
     from invokeai_saas.jobs.admission import Admission
+    from invokeai_saas.jobs.routing import Routing
 
-    return Admission(parts.database, workflow_of, latents_size) if parts.metering else None
+    return Admission(parts.database, workflow_of, latents_size, routing=Routing(parts.database)) if parts.metering else None
 
 
 def workflow_of(workflow_id: str) -> dict[str, Any] | None:

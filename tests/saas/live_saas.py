@@ -81,11 +81,9 @@ class SaasServer:
             # Most tests are about something else than plans.
             "SAAS_METERING": "off",
         }
-        with self.log_file.open("ab") as log:
-            command = [sys.executable, "-m", "invokeai_saas.cli", "serve", *self.arguments]
-            self.process = subprocess.Popen(
-                command, env={**kept, **ours, **self.variables}, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
-            )
+        command = [sys.executable, "-m", "invokeai_saas.cli", *words]
+        environment = {**kept, **ours, **self.variables}
+        return subprocess.Popen(command, env=environment, cwd=self.folder, stdout=output, stderr=subprocess.STDOUT)
 
     def _wait(self, started: float) -> None:
         while time.monotonic() - started < START_SECONDS:

@@ -199,6 +199,20 @@ def test_ten_thousand_items_for_other_workers_cost_a_claim_one_look(database, ds
     assert max(idle, basic) < 150
 
 
+def test_many_users_who_wait_for_other_workers_cost_an_idle_worker_one_look(database, dsn):
+    rows(
+        database,
+        "INSERT INTO session_queue (queue_id, batch_id, session, session_id, user_id, tiers)"
+        " SELECT 'default', 'b', '{}', gen_random_uuid()::text, 'user-' || n, '{dedicated}' FROM generate_series(1, 3000) AS n",
+    )
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("ANALYZE session_queue, queue_turns")
+    idle = pages(database, Capability(tiers=("basic",)))
+    print(f"a claim that finds nothing among 3,000 users of another tier: {idle} pages")
+
+    assert idle < 100
+
+
 def test_racing_enqueues_and_claims_never_run_more_than_the_plan_allows(open_database):
     """500 enqueues of ten users against workers of two tiers that claim and finish all the while."""
     database = open_database(pool_size=12)

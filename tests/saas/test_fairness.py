@@ -239,9 +239,9 @@ def test_a_limit_that_is_raised_counts_from_the_next_claim_on(database):
     assert (before, served(database, 2)) == (["ann"], ["ann"])
 
 
-FIRST_ARM = "WHERE status = 'pending' ORDER BY user_id, route LIMIT 1)\n    UNION ALL"
 # Sleeps between what the statement sees and what it locks.
-SLEEPING = lease.CLAIM.replace(FIRST_ARM, FIRST_ARM.replace("'pending'", "'pending' AND pg_sleep(1) IS NOT NULL"))
+HEADS = "FROM waiting WHERE fits"
+SLEEPING = lease.CLAIM.replace(HEADS, f"{HEADS} AND pg_sleep(0.5) IS NOT NULL")
 SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 TURN_UNUSED = "AND seen.served_at IS NOT DISTINCT FROM turn.served_at"
 

@@ -14,22 +14,34 @@ from invokeai_saas.workers.model_store import Record, push
 
 
 @pytest.fixture(scope="module")
-def installed(engine, tmp_path_factory):
-    """A tiny Stable Diffusion in InvokeAI's models folder: its config, and where its files were copied to."""
-    folder = tmp_path_factory.mktemp("sd1") / "tiny"
+def configuration(tmp_path_factory):
+    """InvokeAI's settings with a root of their own; no engine, which the SaaS's tests could not share a process with."""
+    from invokeai.app.services.config.config_default import InvokeAIAppConfig
+
+    made = InvokeAIAppConfig(device="cpu")
+    made._root = tmp_path_factory.mktemp("root")
+    return made
+
+
+@pytest.fixture(scope="module")
+def installed(configuration):
+    """A tiny Stable Diffusion in InvokeAI's models folder: its config as its records have it, and a copy of its files."""
+    from invokeai.backend.model_manager.configs.factory import ModelConfigFactory
+
+    folder, kept = configuration.models_path / "the-key", configuration.root_path / "kept"
     tiny_sd1().save_pretrained(folder)
-    key = engine.services.model_manager.install.install_path(folder)
-    config = engine.services.model_manager.store.get_model(key)
-    kept = tmp_path_factory.mktemp("kept") / "tiny"
-    shutil.copytree(engine.services.configuration.models_path / config.path, kept)
+    shutil.copytree(folder, kept)
+    config = ModelConfigFactory.from_model_on_disk(folder, {"key": "the-key", "name": "tiny"}).config
+    assert config is not None
+    config.path = "the-key"
     return config, kept
 
 
 @pytest.fixture
-def target(engine, installed):
+def target(configuration, installed):
     """The model's place in the models folder, whole before and after."""
-    config, kept = installed
-    place = Path(engine.services.configuration.models_path / config.path)
+    _, kept = installed
+    place = configuration.models_path / "the-key"
     restore(place, kept)
     yield place
     restore(place, kept)
@@ -41,23 +53,21 @@ def restore(place: Path, kept: Path) -> None:
 
 
 @pytest.fixture
-def loads(engine):
+def loads(configuration):
     """Our service with an empty cache."""
     from invokeai.backend.model_manager.load.model_cache.model_cache import ModelCache
 
-    cache = ModelCache(
-        execution_device_working_mem_gb=1, enable_partial_loading=False, keep_ram_copy_of_weights=True, execution_device="cpu"
-    )
-    yield UnchargedModelLoads(engine.services.configuration, cache)
+    cache = ModelCache(1, enable_partial_loading=False, keep_ram_copy_of_weights=True, execution_device="cpu")
+    yield UnchargedModelLoads(configuration, cache)
     cache.shutdown()
 
 
 @pytest.fixture
-def bucket(installed, engine, target, tmp_path, monkeypatch):
+def bucket(installed, configuration, target, tmp_path, monkeypatch):
     """The model in a bucket, and the service told to fetch."""
     config, _ = installed
     store = disk_store(tmp_path)
-    models = Path(engine.services.configuration.models_path)
+    models = configuration.models_path
     push(store, Record(config.key, config.name, config.path), models)
     files = ModelFiles(store, models, records=lambda: {config.key: config.path}, reserve_bytes=0)
     monkeypatch.setattr(UnchargedModelLoads, "model_files", files)

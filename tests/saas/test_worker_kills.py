@@ -24,7 +24,7 @@ from saas.worker_fleet import Nursery, Server, Worker, await_status, enqueue, su
 from invokeai_saas.storage.files import Files
 
 KILLS = int(os.environ.get("SAAS_SOAK_WORKER_KILLS", "20"))
-STOPS = int(os.environ.get("SAAS_SOAK_WORKER_STOPS", "4"))
+STOPS = int(os.environ.get("SAAS_SOAK_WORKER_STOPS", "6"))
 pytestmark = [pytest.mark.xdist_group("workers"), pytest.mark.timeout(600 + 20 * KILLS + 60 * STOPS)]
 # Claim, load, denoise, upload, settle: about a second.
 JOB = "load 0.2; sleep 0.4; save; sleep 0.1"
@@ -148,15 +148,14 @@ def test_stopped_past_its_lease_and_resumed_it_settles_nothing(fleet, which):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    late = fleet.worker(options={"name": "late"})
-    late.await_log("is ready")
-    lost = 0
-    second = fleet.worker(options={"name": "second"})
-    second.await_log("is ready")
+    late, second = (fleet.worker(options={"name": name}) for name in ("late", "second"))
+    for worker in (late, second):
+        worker.await_log("is ready")
     for _ in range((STOPS + 1) // 2):
         for _ in range(2):
-            fleet.enqueue()
-        time.sleep(dice.uniform(0.0, 1.0))
+            fleet.enqueue("load 0.2; sleep 2.5; save; sleep 0.1")
+        wait_for(lambda: running_on(fleet, late), "an item on the late worker", told=late.story)
+        time.sleep(dice.uniform(0.0, 2.5))
         stopped = late.processes() if which == "all of it" else late.processes()[:1]
         for process in stopped:
             process.suspend()
@@ -167,8 +166,14 @@ def test_stopped_past_its_lease_and_resumed_it_settles_nothing(fleet, which):
     lost = len(rows(fleet.database, "SELECT 1 FROM job_attempts WHERE state = 'lost'"))
     print(f"{lost} attempts were lost; items {dict(fleet.statuses())}")
 
+    assert lost > 0
     assert set(fleet.statuses()) == {"completed"}
     fleet.demand_right()
+
+
+def running_on(fleet: Fleet, worker: Worker) -> bool:
+    statement = "SELECT 1 FROM job_attempts WHERE state = 'running' AND worker_id LIKE %s"
+    return bool(rows(fleet.database, statement, f"%:{worker.pid}/%"))
 
 
 def statuses_of(fleet: Fleet, name: str) -> set[str]:

@@ -63,7 +63,7 @@ ALTER TABLE session_queue
     -- Changed by somebody who could not tell its owner's sockets; the next reaper does.
     ADD COLUMN untold boolean NOT NULL DEFAULT false,
     ADD COLUMN route bigint NOT NULL GENERATED ALWAYS AS (queue_route(tiers, needs_memory_mb, needs_models, pinned_to)) STORED;
-CREATE INDEX session_queue_claimable_by_route ON session_queue (user_id, route, priority DESC, item_id) WHERE status = 'pending';
+CREATE INDEX session_queue_claimable_by_route ON session_queue (route, user_id, priority DESC, item_id) WHERE status = 'pending';
 DROP INDEX session_queue_claimable_by_user;
 CREATE INDEX session_queue_pinned ON session_queue (pinned_to) WHERE status = 'pending' AND pinned_to IS NOT NULL;
 CREATE INDEX session_queue_untold ON session_queue (item_id) WHERE untold;

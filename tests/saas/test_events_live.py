@@ -50,6 +50,7 @@ def sign_up(there: Deployment, count: int) -> list[list[Ears]]:
         people = [web.sign_in(email, password) for web in at]
         sockets.append([there.listen(person, web) for person, web in zip(people, at, strict=True)])
         sockets[-1][0].person = people[0]  # type: ignore[attr-defined]
+        sockets[-1][0].password = password  # type: ignore[attr-defined]
     return sockets
 
 
@@ -142,6 +143,28 @@ def test_a_redis_that_goes_away_loses_no_end_of_an_item(deployment, tmp_path):
         server.start()
 
         wait_until(lambda: ears.ended() >= set(item_ids), seconds=30)
+
+
+def test_a_cancel_at_one_process_ends_the_item_everywhere(deployment):
+    deployment.worker()
+    for _ in range(2):
+        deployment.web()
+    [mine] = sign_up(deployment, 1)
+    [item_id] = enqueue(mine[0].person, "steps 400")  # type: ignore[attr-defined]
+    wait_until(lambda: any(name == "invocation_progress" for name, _data in mine[1].heard), seconds=60)
+    person = deployment.webs[1].sign_in("user-0@example.org", mine[0].password)  # type: ignore[attr-defined]
+    began = time.monotonic()
+    status, answer = person.ask("PUT", f"/api/v1/queue/default/i/{item_id}/cancel")
+    assert (status, answer["status"]) == (200, "canceled")
+    for ears in mine:
+        wait_until(lambda: item_id in ears.ended(), seconds=10)  # noqa: B023
+    print(f"told of the cancel after {time.monotonic() - began:.2f} s")
+    # The worker hears of it and leaves the item alone.
+    time.sleep(4)
+
+    assert rows(deployment.database, "SELECT status FROM session_queue") == [{"status": "canceled"}]
+    for ears in mine:
+        assert life_of(ears, item_id) == ["in_progress", "invocation_started", "canceled"]
 
 
 def test_an_account_that_is_closed_at_one_process_is_closed_at_the_other(deployment):

@@ -84,6 +84,13 @@ def test_whatever_proves_an_address_begins_its_trial_once_and_the_old_link_says_
     assert service_of_accounts.login(trying, email="bob@example.com", password=PASSWORD)
 
 
+def test_somebody_who_was_let_in_without_a_trial_has_one_when_it_is_said_again(trying, shop, ann):
+    for _ in range(2):
+        operator.verify(trying, email="ann@example.com")
+
+    assert totals(shop, ann.user_id) == [("trial", 500, 0)]
+
+
 @pytest.mark.parametrize("by", ["operator", "admin"])
 def test_an_account_that_is_made_for_somebody_has_a_trial(trying, shop, clerk, by):
     if by == "operator":

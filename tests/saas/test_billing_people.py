@@ -59,7 +59,6 @@ def signed_up(accounts, email):
 
 WAYS = {
     "the operator verifies": lambda accounts, clerk, email: operator.verify(accounts, email=email),
-    "the operator gives a role": lambda accounts, clerk, email: operator.give_role(accounts, email=email, role="admin"),
     "a new password by letter": lambda accounts, clerk, email: reset(accounts, email),
 }
 
@@ -89,6 +88,14 @@ def test_somebody_who_was_let_in_without_a_trial_has_one_when_it_is_said_again(t
         operator.verify(trying, email="ann@example.com")
 
     assert totals(shop, ann.user_id) == [("trial", 500, 0)]
+
+
+def test_a_role_proves_the_address_too_and_its_link_brings_no_second_trial(trying, shop):
+    secret = signed_up(trying, "bob@example.com")
+    operator.give_role(trying, email="bob@example.com", role="admin")
+    done = service_of_accounts.verify_email(trying, secret)
+
+    assert totals(shop, done.account.user_id) == [("trial", 500, 0)]
 
 
 @pytest.mark.parametrize("by", ["operator", "admin"])

@@ -73,10 +73,15 @@ def give_role(accounts: Accounts, *, email: str, role: Role) -> None:
 
 
 def verify(accounts: Accounts, *, email: str) -> None:
-    """Take the address as its owner's without a letter; links that are on their way open nothing any more."""
+    """Take the address as its owner's without a letter; links that are on their way open nothing any more.
+
+    Said again of somebody who has had no trial, it begins one.
+    """
     with tenancy.as_system(REASON), accounts.database.postgres() as cursor:
         account = _existing(cursor, email)
         store.prove(accounts, cursor, account)
+        if account.email_verified_at is not None:
+            accounts.verified(cursor, account)
         tokens.void_links(cursor, account.user_id)
         audit.append(cursor, OPERATOR, "address_verified", account.user_id)
 

@@ -87,7 +87,7 @@ def prove(accounts: Accounts, cursor: Cursor, account: Account) -> None:
     """Take the address as its owner's, whoever says so: a letter's link, an admin, the operator. The first time a trial begins."""
     cursor.execute(MARK_VERIFIED, (account.user_id,))
     if account.email_verified_at is None:
-        accounts.verified(cursor, account)
+        accounts.verified(cursor, by_id(cursor, account.user_id) or account)
 
 
 def keyed_mark(cursor: Cursor, text: str) -> str:

@@ -166,7 +166,7 @@ def test_a_stranger_signs_up_by_the_letter_and_is_in(site: Site, page: Page, scr
     assert ask_me(page, token_of(page)) == 200
     page.goto(link)
     page.get_by_role("button", name="Confirm and sign in").click()
-    expect(page.get_by_text("Expected a link that is unused and not expired.")).to_be_visible()
+    expect(page.get_by_text("This address is confirmed already: you can log in.")).to_be_visible()
     assert page.problems == []  # type: ignore[attr-defined]
 
 

@@ -59,7 +59,6 @@ def signed_up(accounts, email):
 
 WAYS = {
     "the operator verifies": lambda accounts, clerk, email: operator.verify(accounts, email=email),
-    "the operator gives a role": lambda accounts, clerk, email: operator.give_role(accounts, email=email, role="admin"),
     "a new password by letter": lambda accounts, clerk, email: reset(accounts, email),
 }
 
@@ -82,6 +81,21 @@ def test_whatever_proves_an_address_begins_its_trial_once_and_the_old_link_says_
     assert plan_of(trying.database, user_id) == ("trial", "trialing", False)
     assert totals(shop, user_id) == [("trial", 500, 0)]
     assert service_of_accounts.login(trying, email="bob@example.com", password=PASSWORD)
+
+
+def test_somebody_who_was_let_in_without_a_trial_has_one_when_it_is_said_again(trying, shop, ann):
+    for _ in range(2):
+        operator.verify(trying, email="ann@example.com")
+
+    assert totals(shop, ann.user_id) == [("trial", 500, 0)]
+
+
+def test_a_role_proves_the_address_too_and_its_link_brings_no_second_trial(trying, shop):
+    secret = signed_up(trying, "bob@example.com")
+    operator.give_role(trying, email="bob@example.com", role="admin")
+    done = service_of_accounts.verify_email(trying, secret)
+
+    assert totals(shop, done.account.user_id) == [("trial", 500, 0)]
 
 
 @pytest.mark.parametrize("by", ["operator", "admin"])

@@ -83,7 +83,8 @@
   }
 
   function periodOf(my) {
-    if (!my.current_period_end) return "";
+    // A tester's window has no period; the row is then of an earlier subscription.
+    if (!my.current_period_end || (my.plan && my.plan.slug !== my.plan_slug)) return "";
     const [begins, ends] = [day(my.current_period_start), day(my.trial_end && my.status === "trialing" ? my.trial_end : my.current_period_end)];
     if (["canceled", "expired"].includes(my.status)) return say("ended_on", ends);
     return say(my.billed && !my.cancel_at_period_end ? "renews" : "runs", begins, ends);

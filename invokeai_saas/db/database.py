@@ -49,6 +49,7 @@ class _Work:
     after_commit: list[Callable[[], None]] = field(default_factory=list)
 
 
+CONNECT_SECONDS = 10
 CommitGuard = Callable[[Connection], None]
 _open_work: ContextVar[_Work | None] = ContextVar("invokeai_saas_transaction", default=None)
 _commit_guard: ContextVar[CommitGuard | None] = ContextVar("invokeai_saas_commit_guard", default=None)
@@ -302,4 +303,6 @@ def _as_application(dsn: str, statement_timeout_seconds: float) -> str:
     given = str(conninfo_to_dict(dsn).get("options") or "")
     milliseconds = int(statement_timeout_seconds * 1000)
     options = f"{given} -c role={tenancy.APP_ROLE} -c statement_timeout={milliseconds} -c search_path=public,procrastinate".strip()
-    return make_conninfo(dsn, options=options)
+    # A server that was killed may leave a socket that takes connections and that nobody answers.
+    limits = {} if "connect_timeout" in conninfo_to_dict(dsn) else {"connect_timeout": CONNECT_SECONDS}
+    return make_conninfo(dsn, options=options, **limits)

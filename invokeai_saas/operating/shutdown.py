@@ -7,6 +7,7 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -61,16 +62,30 @@ class GracefulServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, shutdown: Shutdown, *, drain_seconds: float = 0.0) -> None:
         super().__init__(config)
         self._shutdown, self._drain_seconds = shutdown, drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the next one closes at once."""
         if self._shutdown.draining():
             self.force_exit = self.should_exit = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._cut_off)
             return
         self._shutdown.begin()
         timer = threading.Timer(self._drain_seconds, self._stop_serving)
         timer.daemon = True
         timer.start()
+
+    def _cut_off(self) -> None:
+        # From Python 3.12 on asyncio waits for every open connection, whatever uvicorn makes of force_exit.
+        for connection in list(self.server_state.connections):
+            if (transport := getattr(connection, "transport", None)) is not None:
+                transport.abort()
 
     def _stop_serving(self) -> None:
         self.should_exit = True

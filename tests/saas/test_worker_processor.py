@@ -158,7 +158,8 @@ def test_a_lost_lease_stops_the_step_and_discards_its_outputs(start, monkeypatch
     STEPS["at_the_end"] = lambda: add_board(server.database, "ann", "late")
     item = running(server)
     until(lambda: other.queue.reap().get(item) == "pending")
-    other.queue.dequeue()
+    # It waits a little after a loss.
+    until(lambda: other.queue.dequeue() is not None)
     STEPS["go_on"].set()
     until(lambda: server.processor.get_status().is_processing is False)
     with tenancy.as_user("ann"), server.database.postgres() as cursor:

@@ -16,6 +16,7 @@ UV_PIP := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install -q --python 
 # One thread: on small shared machines the spinning barriers of two are many times slower.
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
+SAAS_WORKERS ?= 3
 
 .PHONY: help setup demo saas test check bench soak soak-saas soak-workers toy-model tiny-vae lock
 help: ## this list
@@ -29,10 +30,11 @@ demo: setup ## a prompt in, an MP4 out, through the real InvokeAI graph engine
 saas: setup ## the server for many users, on an embedded database; prints the first administrator
 	@$(BIN)/invokeai-saas serve
 
-test: setup $(VENV)/.chromium ## all tests, under 20 minutes on 2 cores
+test: setup $(VENV)/.chromium ## all tests, under an hour on 2 cores
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/browser --ignore tests/saas $(TEST_ARGS)
 	@# Apart: the SaaS closes nodes and swaps services of InvokeAI in its process, where the pack's tests keep an engine running.
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup tests/saas $(TEST_ARGS)
+	@# One more than processors: half of the time these wait for leases, letters and processes that were killed.
+	@$(BIN)/python -m pytest -n $(SAAS_WORKERS) --dist loadgroup tests/saas $(TEST_ARGS)
 	@# Apart: the browser wants the machine to itself, and its driver keeps an event loop running that other tests trip over.
 	@$(BIN)/python -m pytest -p no:xdist tests/browser $(TEST_ARGS)
 

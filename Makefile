@@ -47,7 +47,7 @@ bench: setup $(VENV)/.chromium ## every benchmark, each prints its ratio or diff
 	@failed=0; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
 soak: setup ## the long tests: the toy model judged on 2,000 prompts, and what `make test` leaves out
-	@SOAK=1 $(BIN)/python -m pytest -p no:xdist -m soak tests
+	@SOAK=1 $(BIN)/python -m pytest -p no:xdist -m soak --ignore tests/saas --ignore tests/browser/test_workers.py tests
 	@$(BIN)/python -m training.toy_model.evaluate $(SOAK_ARGS)
 
 soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 10,000 queue items of 4 workers, 500 MB up and down, 100 kills, the books
@@ -59,9 +59,10 @@ soak-saas: setup ## the long tests of the SaaS: 100,000 transactions, 10,000 que
 		tests/saas/test_credits_overspend.py tests/saas/test_billing_soak.py tests/saas/test_plans_properties.py
 
 soak-workers: setup ## the long tests of GPU workers: 1,000 kills, 200 stops, 4 web and 4 worker processes with 2,000 items, redeliveries
-	@SAAS_SOAK_WORKER_KILLS=1000 SAAS_SOAK_WORKER_STOPS=200 SAAS_SOAK_REDELIVERIES=100 SAAS_SOAK_CLAIMS=500 SAAS_SOAK_EVENTS=1 \
+	@SOAK=1 $(BIN)/python -m pytest -p no:xdist --timeout 0 tests/browser/test_workers.py
+	@SOAK=1 SAAS_SOAK_WORKER_KILLS=1000 SAAS_SOAK_WORKER_STOPS=200 SAAS_SOAK_REDELIVERIES=100 SAAS_SOAK_CLAIMS=500 SAAS_SOAK_EVENTS=1 \
 		SAAS_SOAK_FITS=500 SAAS_SOAK_RACERS=500 SAAS_SOAK_FETCH_KILLS=100 $(BIN)/python -m pytest -p no:xdist --timeout 0 -s \
-		tests/saas/test_worker_kills.py tests/saas/test_wakeups_claims.py tests/saas/test_events_live.py tests/saas/test_claims_fit.py \
+		tests/saas/test_worker_kills.py tests/saas/test_wakeups_claims.py tests/saas/test_wakeups_worker.py tests/saas/test_events_live.py tests/saas/test_claims_fit.py \
 		tests/saas/test_model_room.py
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed

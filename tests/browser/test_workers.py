@@ -26,6 +26,9 @@ from saas.worker_fleet import nursery
 from invokeai_saas.db.embedded import stop_embedded
 from invokeai_video_nodes.toy_settings import TOY_MODEL
 
+# Two web processes, a worker and a browser: minutes of starting. `make soak-workers` runs it.
+pytestmark = pytest.mark.soak
+
 WORKFLOW = REPOSITORY / "workflows" / "text_to_video.json"
 PATIENCE_MS = 120_000
 

@@ -23,13 +23,11 @@ AGAIN_P95_SECONDS, AGAIN_MOST_SECONDS = 15.0, 30.0
 CLAIMS = int(os.environ.get("SAAS_SOAK_CLAIMS", "20"))
 # Two cores that run other tests as well stall anybody now and then: what holds is the best round's.
 ROUNDS = 5
-KILLS = int(os.environ.get("SAAS_SOAK_REDELIVERIES", "2"))
-# The brokers' own tests are test_wakeups_transports.py; their long runs with real processes are for `make soak-workers`.
-LONG = TRANSPORTS if "SAAS_SOAK_REDELIVERIES" in os.environ else ("procrastinate",)
+KILLS = int(os.environ.get("SAAS_SOAK_REDELIVERIES", "4"))
 # As workers have it, and as the servers' background reaps.
 LEASE_SECONDS, REAP_SECONDS = 8.0, 2.0
 
-pytestmark = pytest.mark.xdist_group("wakeups")
+pytestmark = [pytest.mark.xdist_group("wakeups"), pytest.mark.soak]
 
 
 @pytest.fixture
@@ -75,7 +73,7 @@ def reaping(database: PostgresDatabase):
         thread.join()
 
 
-@pytest.mark.parametrize("transport", LONG)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_idle_worker_claims_within_200_ms_of_the_enqueue(dsn, database, sender, transport, transport_address):
     with crew(dsn, transport_address, 3):
         for _ in range(ROUNDS):
@@ -124,7 +122,7 @@ def enqueue_again(database: PostgresDatabase, wakeups, items: list[int]) -> None
         wakeups.send([Wakeup(item, "bob") for item in items])
 
 
-@pytest.mark.parametrize("transport", LONG)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_flood_is_claimed_once_each_by_all_workers(dsn, database, sender, transport, transport_address):
     items = []
     with crew(dsn, transport_address, 3):
@@ -141,7 +139,7 @@ def test_a_flood_is_claimed_once_each_by_all_workers(dsn, database, sender, tran
     assert [each["attempt_no"] for each in attempts] == [1] * len(items)
 
 
-@pytest.mark.parametrize("transport", LONG)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_item_of_a_killed_worker_is_started_again_within_seconds(dsn, database, sender, transport, transport_address):
     rng, killed = random.Random(11), {}
     with crew(dsn, transport_address, KILLS, lease_seconds=LEASE_SECONDS, item_seconds=600) as doomed, reaping(database):
@@ -162,7 +160,7 @@ def test_an_item_of_a_killed_worker_is_started_again_within_seconds(dsn, databas
     assert (p95(delays) <= AGAIN_P95_SECONDS, max(delays) <= AGAIN_MOST_SECONDS) == (True, True)
 
 
-@pytest.mark.parametrize("transport", LONG)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_healthy_long_item_is_started_once_however_often_leases_and_timeouts_pass(dsn, database, sender, transport, transport_address):
     # Half an hour at a lease of a minute: thirty leases. Here twenty of half a second.
     with crew(dsn, transport_address, 2, lease_seconds=0.5, item_seconds=10.0) as workers, reaping(database):

@@ -13,7 +13,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.wakeups.port import Wakeup
 from invokeai_saas.wakeups.procrastinate import ProcrastinateWakeups
 
-pytestmark = pytest.mark.xdist_group("workers")
+pytestmark = [pytest.mark.xdist_group("workers"), pytest.mark.soak]
 CLAIM_SECONDS = 0.2
 ITEMS, ROUNDS = 12, 4
 

@@ -63,7 +63,7 @@ soak-workers: setup ## the long tests of GPU workers: 1,000 kills, 200 stops, 4 
 	@SOAK=1 SAAS_SOAK_WORKER_KILLS=1000 SAAS_SOAK_WORKER_STOPS=200 SAAS_SOAK_REDELIVERIES=100 SAAS_SOAK_CLAIMS=500 SAAS_SOAK_EVENTS=1 \
 		SAAS_SOAK_FITS=500 SAAS_SOAK_RACERS=500 SAAS_SOAK_FETCH_KILLS=100 $(BIN)/python -m pytest -p no:xdist --timeout 0 -s \
 		tests/saas/test_worker_kills.py tests/saas/test_wakeups_claims.py tests/saas/test_wakeups_worker.py tests/saas/test_events_live.py tests/saas/test_claims_fit.py \
-		tests/saas/test_model_room.py
+		tests/saas/test_model_room.py tests/saas/test_wakeups_transports.py
 
 toy-model: setup ## train the toy model again, from scratch on the CPU with a fixed seed
 	@$(BIN)/python -m training.toy_model.train $(TOY_ARGS)

@@ -203,6 +203,8 @@ def test_a_worker_that_wakes_up_in_the_middle_discards(fleet):
 
     assert fleet.facts(fleet.items[0])[1] == 1
     fleet.demand_right()
+
+
 # A race that a busy machine may not run: `make soak-workers` shows that the test bites.
 @pytest.mark.soak
 def test_without_the_fence_it_does_not_and_the_test_sees_it(fleet):

@@ -4,14 +4,13 @@ Settlements happen in a trigger, so each web process looks once a second for wha
 and the index of the usage records. A commit that took longer than OVERLAP_SECONDS is not told; the balance shows it anyway.
 """
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
-from threading import Event, Thread
 from typing import Any, TypeVar
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.jobs.background import Looking
 
 OVERLAP_SECONDS = 30.0
 MOST = 500
@@ -36,30 +35,18 @@ ORDER BY created_at LIMIT %(most)s
 """
 Key = TypeVar("Key", int, str)
 Tell = Callable[[str, str, dict[str, Any]], object]
-logger = logging.getLogger(__name__)
 
 
-class CreditEvents:
-    """A thread that looks and tells; `tell` takes user_id, the event's name and its data."""
+class CreditEvents(Looking):
+    """Looks and tells; `tell` takes user_id, the event's name and its data. What was committed before the start is not told."""
 
     def __init__(self, database: PostgresDatabase, tell: Tell, *, every_seconds: float = 1.0) -> None:
-        self._database, self._tell, self._every_seconds = database, tell, every_seconds
+        super().__init__(name="saas-credit-events", every_seconds=every_seconds, trouble="credit events wait")
+        self._database, self._tell = database, tell
         self._since: datetime | None = None
         self._after = 0
         self._reserved: dict[int, None] = {}
         self._settled: dict[str, None] = {}
-        self._stop = Event()
-        self._thread = Thread(target=self._loop, name="saas-credit-events", daemon=True)
-
-    def start(self) -> None:
-        """Begin; what was committed before is not told."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Returns when the thread is over."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def look(self) -> None:
         """Tell what is new; the first look only remembers from where."""
@@ -93,18 +80,6 @@ class CreditEvents:
         # More than the overlap can hold at the rate of MOST a look.
         while len(seen) > MOST * (OVERLAP_SECONDS / self._every_seconds + 1):
             seen.pop(next(iter(seen)))
-
-    def _loop(self) -> None:
-        failing = False
-        while not self._stop.wait(self._every_seconds):
-            try:
-                self.look()
-                failing = False
-            except Exception:
-                # Once per streak: a database that is away would fill the log.
-                if not failing:
-                    logger.exception("credit events wait")
-                failing = True
 
 
 def _ending(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:

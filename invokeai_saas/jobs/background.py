@@ -120,3 +120,39 @@ class Background:
         if not job.failing:
             logger.error("background job %s failed and will be tried again", job.name, exc_info=error)
         job.failing = True
+
+
+class Looking:
+    """One look again and again in a thread of its own, where a second matters; subclasses say what look() does."""
+
+    def __init__(self, *, name: str, every_seconds: float, trouble: str) -> None:
+        """`name` is the thread's; `trouble` what the log says of a look that fails."""
+        self._every_seconds, self._trouble = every_seconds, trouble
+        self._stop = Event()
+        self._thread = Thread(target=self._loop, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the thread is over."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def look(self) -> None:
+        """One look."""
+        raise NotImplementedError
+
+    def _loop(self) -> None:
+        failing = False
+        while not self._stop.wait(self._every_seconds):
+            try:
+                self.look()
+                failing = False
+            except Exception:
+                # Once per streak: a database that is away would fill the log.
+                if not failing:
+                    logger.exception(self._trouble)
+                failing = True

@@ -8,18 +8,18 @@ as start in the minutes that it is worth. It is an estimate: the longest jobs, p
 not in it. Users learn numbers about the others together, nothing about anybody.
 """
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from threading import Event, Lock, Thread
+from threading import Lock
 from typing import Any
 
 from pydantic import BaseModel
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.jobs.background import Looking
 from invokeai_saas.jobs.routing import Place, Route
 from invokeai_saas.workers import registry
 
@@ -46,7 +46,6 @@ MEAN_SECONDS = """
 SELECT avg(extract(epoch FROM ended_at - started_at))::float AS seconds
 FROM (SELECT * FROM job_attempts ORDER BY item_id DESC LIMIT 500) AS newest WHERE state = 'finished'
 """
-logger = logging.getLogger(__name__)
 
 
 class ItemPosition(BaseModel):
@@ -154,7 +153,7 @@ class Waiting:
         return Queue(waiting, turns, workers, max(0.1, mean or USUAL_SECONDS))
 
 
-class PositionEvents:
+class PositionEvents(Looking):
     """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has changed."""
 
     def __init__(
@@ -165,20 +164,9 @@ class PositionEvents:
         *,
         every_seconds: float = TOLD_EVERY_SECONDS,
     ) -> None:
-        self._waiting, self._users_here, self._tell, self._every_seconds = waiting, users_here, tell, every_seconds
+        super().__init__(name="saas-positions", every_seconds=every_seconds, trouble="places in the queue are not told")
+        self._waiting, self._users_here, self._tell = waiting, users_here, tell
         self._told: dict[str, list[ItemPosition]] = {}
-        self._stop = Event()
-        self._thread = Thread(target=self._loop, name="saas-positions", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Returns when the thread is over."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def look(self) -> None:
         """Tell whose items moved."""
@@ -192,18 +180,6 @@ class PositionEvents:
                 if item not in known:
                     self._tell(user_id, "gpu_queue_position", item.model_dump())
             self._told[user_id] = items
-
-    def _loop(self) -> None:
-        failing = False
-        while not self._stop.wait(self._every_seconds):
-            try:
-                self.look()
-                failing = False
-            except Exception:
-                # Once per streak: a database that is away would fill the log.
-                if not failing:
-                    logger.exception("places in the queue are not told")
-                failing = True
 
 
 def _route(tiers: list[str] | None) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import PoolTimeout
 
@@ -237,8 +237,9 @@ def _nested(work: _Work, context: tenancy.Context, *, sharing: bool) -> Iterator
     except BaseException:
         del work.after_commit[callbacks:]
         if not work.connection.closed and work.connection.info.transaction_status != TransactionStatus.ACTIVE:
-            # The settings of the savepoint are undone with it.
-            work.connection.execute(b"ROLLBACK TO SAVEPOINT " + savepoint)
+            # The settings of the savepoint are undone with it. On a lost connection all is undone, and the cause is what to raise.
+            with suppress(psycopg.OperationalError):
+                work.connection.execute(b"ROLLBACK TO SAVEPOINT " + savepoint)
         raise
     finally:
         work.context = outer_context
@@ -255,10 +256,12 @@ def _send(work: _Work, command: bytes) -> None:
 def _run(connection: Connection, command: bytes) -> None:
     """Commands that answer nothing, straight through libpq: psycopg's care for parameters and rows was half of a transaction's cost."""
     result = connection.pgconn.exec_(command)
-    if connection.pgconn.status != ConnStatus.OK:
+    if result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK) and connection.pgconn.status == ConnStatus.OK:
+        return
+    # What has no SQLSTATE was said by libpq, not by the server: the connection is lost, even where its status does not say so yet.
+    if connection.pgconn.status != ConnStatus.OK or result.error_field(DiagnosticField.SQLSTATE) is None:
         raise psycopg.OperationalError(result.error_message.decode(errors="replace").strip() or "the connection is lost")
-    if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-        raise error_from_result(result)
+    raise error_from_result(result)
 
 
 def _commit(connection: Connection) -> None:

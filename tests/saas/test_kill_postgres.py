@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,7 @@ from saas.rows import add_board
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
-from invokeai_saas.db.embedded import keep_alive, start_embedded, stop_embedded
+from invokeai_saas.db.embedded import keep_alive, probe, start_embedded, stop_embedded
 from invokeai_saas.db.migrate import migrate
 
 KILLS = int(os.environ.get("SAAS_SOAK_KILLS", "10"))
@@ -141,6 +141,43 @@ def test_kills_lose_no_acknowledged_write_and_the_service_answers_again(data_dir
 
     assert load.failed > 0
     assert lost(dsn, load.acknowledged) == set()
+
+
+def crash(connection: psycopg.Connection) -> None:
+    """End its server process the way that a crash of another one does: it says a last word, so that libpq takes the next command."""
+    process = psutil.Process(connection.info.backend_pid)
+    process.send_signal(signal.SIGQUIT)
+    psutil.wait_procs([process], timeout=BOUND_SECONDS)
+
+
+@pytest.fixture
+def database(data_dir: Path) -> Iterator[PostgresDatabase]:
+    dsn = start_embedded(data_dir)
+    migrate(dsn)
+    opened = PostgresDatabase(dsn, pool_size=1)
+    yield opened
+    opened.close()
+    # One that is told to stop while it recovers takes a minute.
+    assert probe(dsn, seconds=BOUND_SECONDS) is None
+
+
+def test_a_server_lost_before_the_first_command_is_asked_again(database):
+    with tenancy.as_user("alice"), database.postgres() as cursor:
+        idle = cursor.connection
+    crash(idle)
+
+    with tenancy.as_user("alice"), database.transaction() as cursor:
+        assert cursor.execute("SELECT 1").fetchone()[0] == 1
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_server_lost_inside_a_transaction_is_the_error_that_upstream_catches(database, depth):
+    with tenancy.as_user("alice"), pytest.raises(sqlite3.OperationalError, match="closed the connection"), ExitStack() as stack:
+        for _ in range(depth):
+            stack.enter_context(database.transaction())
+        with database.postgres() as cursor:
+            connection = cursor.connection
+        crash(connection)
 
 
 def test_the_harness_notices_writes_that_were_acknowledged_before_they_were_on_disk(data_dir):

@@ -31,12 +31,14 @@ def opens(open_database, transport_address):
         wakeups.close()
 
 
-def drained(wakeups, tiers=None) -> int:
-    """How many tokens are there."""
-    count = 0
-    while wakeups.wait(tiers, 1.5):
-        count += 1
-    return count
+def drained(wakeups, tiers=None, expected: int = 0) -> int:
+    """How many tokens are there. Where some are expected the broker may be late with them: the machine does other things too."""
+    count, deadline = 0, time.monotonic() + 30
+    while True:
+        if wakeups.wait(tiers, 1.5):
+            count += 1
+        elif count >= expected or time.monotonic() > deadline:
+            return count
 
 
 def in_a_thread(wakeups, tiers, timeout: float) -> tuple[threading.Thread, list[bool]]:
@@ -81,7 +83,7 @@ def test_a_batch_of_thousands_is_a_few_tokens(opens, transport):
     if transport != "procrastinate":
         until(lambda: sender._outbox.empty())
 
-    assert drained(worker, ["basic"]) == MOST
+    assert drained(worker, ["basic"], expected=MOST) == MOST
 
 
 @pytest.mark.parametrize("transport", ["procrastinate", "redis"])
@@ -94,22 +96,20 @@ def test_with_all_workers_busy_tokens_do_not_pile_up(opens, transport):
             until(lambda: sender._outbox.empty())
             time.sleep(0.1)
 
-    assert drained(worker, ["basic"]) == MOST
+    assert drained(worker, ["basic"], expected=MOST) == MOST
 
 
-# A broker on a busy machine may be late with its tokens: `make soak-workers` runs it.
-@pytest.mark.soak
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_worker_that_waits_for_nothing_takes_no_tokens(opens, transport):
     sender, busy, idle = opens(), opens(), opens()
     assert busy.wait(["basic"], 0.2) is False
     # Its last question to the broker ends.
-    time.sleep(1.5)
+    time.sleep(2.5)
     for _ in range(3):
         enqueue(database_of(sender), sender, "ann", tiers=("basic",))
     time.sleep(1.5)
 
-    assert drained(idle, ["basic"]) == 3
+    assert drained(idle, ["basic"], expected=3) == 3
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

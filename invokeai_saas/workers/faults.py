@@ -59,32 +59,41 @@ def _short(message: str) -> str:
     return " ".join(message.split())[:200]
 
 
+# One customer's graphs may all be of the kind that kills a process: so many times as many of them, before it must be the worker.
+ONE_OWNERS = 3
+
+
 @dataclass
 class InARow:
-    """How many items in a row failed by the worker's fault; one item that fails again and again counts once."""
+    """How many items in a row failed by the worker's fault; one item that fails again and again counts once.
+
+    Items of one owner alone prove little: otherwise one customer's graphs would put the whole fleet out of work.
+    """
 
     limit: int
-    _items: set[int] = field(default_factory=set)
+    _owners: dict[int, str] = field(default_factory=dict)
     _starts: int = 0
 
     @property
     def count(self) -> int:
         """Items, and starts that failed."""
-        return len(self._items) + self._starts
+        return len(self._owners) + self._starts
 
     @property
     def is_too_many(self) -> bool:
         """Time for the quarantine."""
-        return self.count >= self.limit
+        one_owners = self._starts == 0 and len(set(self._owners.values())) == 1
+        return self.count >= self.limit * (ONE_OWNERS if one_owners else 1)
 
-    def failed(self, item_id: int | None) -> None:
-        """One more; None for a runner that did not start."""
-        if item_id is None:
-            self._starts += 1
-        else:
-            self._items.add(item_id)
+    def failed(self, item_id: int, owner: str) -> None:
+        """One more item."""
+        self._owners[item_id] = owner
+
+    def did_not_start(self) -> None:
+        """One more runner that was not there for any item."""
+        self._starts += 1
 
     def went_well(self) -> None:
         """An item came to its end here."""
-        self._items.clear()
+        self._owners.clear()
         self._starts = 0

@@ -150,14 +150,17 @@ class Slot:
         self._faults.went_well()
         self._quarantine, self._check_next, self._pause_until = None, True, 0.0
 
-    def _failed_here(self, item_id: int | None, why: str) -> None:
+    def _failed_here(self, attempt: Attempt | None, why: str) -> None:
         """One more by this worker's fault: a pause that grows, a look at disk and folders, and after too many in a row the quarantine.
 
         After an item the pause is short: with long ones the first items would be back, and lost again, before the last one that it takes.
         """
-        self._faults.failed(item_id)
+        if attempt is None:
+            self._faults.did_not_start()
+        else:
+            self._faults.failed(attempt.item_id, attempt.user_id)
         self._check_next = True
-        self._pause(self._faults.count * ITEM_PAUSE_SECONDS if item_id is not None else 2.0**self._faults.count)
+        self._pause(2.0**self._faults.count if attempt is None else self._faults.count * ITEM_PAUSE_SECONDS)
         if self._faults.is_too_many:
             self._enter_quarantine(f"{self._faults.count} in a row failed here, the last one: {why}", lifts_itself=False)
 
@@ -295,7 +298,7 @@ class Slot:
         if stopped is None:
             logger.error("the runner of %s is gone, with item %s: %s", self.device.name, attempt.item_id, how)
             endings.lose(self._crew.database, attempt, why=f"the worker's process: {how}", until=self._crew.leaving)
-            self._failed_here(attempt.item_id, how)
+            self._failed_here(attempt, how)
         elif stopped == "overrun":
             endings.fail_over_price(self._crew.database, attempt, reading, until=self._crew.leaving)
         elif stopped == "hand back":
@@ -305,7 +308,7 @@ class Slot:
         why = done.fault or "unknown"
         endings.lose(self._crew.database, attempt, why=why, until=self._crew.leaving)
         if done.counts:
-            self._failed_here(attempt.item_id, why)
+            self._failed_here(attempt, why)
 
     # What others see and ask for.
 

@@ -127,13 +127,25 @@ def test_a_database_that_is_away_is_no_workers_fault_in_particular():
 def test_in_a_row_counts_items_once_and_starts_every_time_and_forgets_at_a_success():
     row = InARow(3)
     for item in (7, 7, 7, 8):
-        row.failed(item)
+        row.failed(item, "ann")
     before = (row.count, row.is_too_many)
-    row.failed(None)
+    row.did_not_start()
     after = (row.count, row.is_too_many)
     row.went_well()
 
     assert (before, after, row.count) == ((2, False), (3, True), 0)
+
+
+def test_items_of_one_owner_alone_prove_less_than_those_of_two():
+    row, of_two = InARow(3), InARow(3)
+    for item in range(8):
+        row.failed(item, "ann")
+    alone = row.is_too_many
+    row.failed(8, "ann")
+    for item, owner in enumerate(("ann", "ann", "bob")):
+        of_two.failed(item, owner)
+
+    assert (alone, row.is_too_many, of_two.is_too_many) == (False, True, True)
 
 
 @pytest.fixture

@@ -132,8 +132,10 @@ def instance(database) -> dict:
 
 
 def test_three_items_that_fail_by_its_own_fault_put_it_into_quarantine_and_an_admin_takes_it_out(fleet, database, dsn, folder):
-    worker = fleet.worker(dsn, folder)
-    items = [enqueue(database, "ann", "raise OSError [Errno 28] No space left on device: 'x'") for _ in range(3)]
+    worker, owners = fleet.worker(dsn, folder), ("ann", "bob", "cid")
+    for owner in owners[1:]:
+        add_user(database, owner)
+    items = [enqueue(database, owner, "raise OSError [Errno 28] No space left on device: 'x'") for owner in owners]
     wait_for(lambda: instance(database)["status"] == "quarantined", "a quarantine", told=worker.story)
     after = enqueue(database, "ann", "sleep 0")
     time.sleep(1.5)

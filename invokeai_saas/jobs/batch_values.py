@@ -1,8 +1,10 @@
 """A batch in, refused where a value that it puts into a node would not be read again: InvokeAI writes values into the graph unchecked.
 
     data [[seed: 1, "two"]] ─► each value in its node, read as a worker will read it ─► 400 that names node, field and value
+    graph x items           ─► how much the rows will hold                           ─► 400 that says how much is too much
 
-An item that cannot be read could neither run, nor be listed, nor be canceled by InvokeAI's own code.
+An item that cannot be read could neither run, nor be listed, nor be canceled by InvokeAI's own code. And every item holds the whole
+graph: a small request for many items of a large one would fill the memory of the process that answers.
 """
 
 import json
@@ -16,6 +18,7 @@ from pydantic_core import to_jsonable_python
 from invokeai_saas.errors import SaasError
 
 SHOWN = 80
+MOST_MEGABYTES = 64
 
 
 class BadBatch(SaasError):
@@ -39,6 +42,23 @@ def demand_values_fit(batch: Batch) -> None:
                     # A field's own check may meet a type that it did not expect.
                     where = f"data of {datum.node_path!r}, {datum.field_name}"
                     raise BadBatch(f"{where}: expected {_expected(error)}, got {repr(value)[:SHOWN]}") from None
+
+
+def demand_size_fits(batch: Batch, items: int) -> None:
+    """Raise BadBatch where `items` copies of the graph, each with its workflow and its values, are too much to write at once."""
+    # What one item may hold at all, the limit of a request's body says.
+    if items <= 1:
+        return
+    each = len(batch.graph.model_dump_json(warnings=False)) + sum(_longest(datum.items) for group in batch.data or () for datum in group)
+    if batch.workflow is not None:
+        each += len(batch.workflow.model_dump_json(warnings=False))
+    if each * items > MOST_MEGABYTES << 20:
+        got = f"{items} items of {each / (1 << 20):.1f} MB"
+        raise BadBatch(f"expected at most {MOST_MEGABYTES} MB of graphs in one batch, got {got}: enqueue fewer at a time")
+
+
+def _longest(values: list[Any]) -> int:
+    return max((len(value) if isinstance(value, str) else len(repr(value)) for value in values), default=0)
 
 
 def _distinct(items: list[Any]) -> Iterator[Any]:

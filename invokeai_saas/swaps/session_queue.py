@@ -30,7 +30,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.jobs import lease, lost, queue_rows, reaper
 from invokeai_saas.jobs.admission import Admission
-from invokeai_saas.jobs.batch_values import demand_values_fit
+from invokeai_saas.jobs.batch_values import demand_size_fits, demand_values_fit
 from invokeai_saas.jobs.lease import EVERYTHING, Attempt, Capability, LeaseLost
 from invokeai_saas.jobs.lost import Patience
 from invokeai_saas.jobs.metering import Meter
@@ -273,6 +273,7 @@ class PostgresSessionQueue(HeldItems):
         with _as_owner(user_id), self._postgres.postgres() as cursor:
             admitted = None if self._admission is None else self._admission.admit(cursor, user_id, batch)
             self._demand_room(cursor, queue_id, user_id, wanted)
+            demand_size_fits(batch, wanted)
             rows = prepare_values_to_insert(queue_id, batch, priority=0, max_new_queue_items=wanted, user_id=user_id)
             item_ids = queue_rows.insert(cursor, rows, () if admitted is None else admitted.routes)
             if admitted is not None:

@@ -2,13 +2,14 @@
 
 import pytest
 from invokeai.app.invocations.math import AddInvocation
+from invokeai.app.invocations.primitives import StringInvocation
 from invokeai.app.services.session_queue.session_queue_common import Batch, BatchDatum, SessionQueueItem
 from invokeai.app.services.shared.graph import Graph
 from saas.people import rows
 from saas.stepping import Server
 
 from invokeai_saas.db import tenancy
-from invokeai_saas.jobs.batch_values import BadBatch
+from invokeai_saas.jobs.batch_values import MOST_MEGABYTES, BadBatch
 from invokeai_saas.swaps import readable_items
 from invokeai_saas.swaps.readable_items import UnreadableItem
 
@@ -104,6 +105,19 @@ def test_values_that_fit_go_into_the_graph(server):
         read = [server.queue.get_queue_item(item).session.graph.nodes["add"].a for item in sorted(items)]
 
     assert read == [1, 2, 3]
+
+
+@pytest.mark.parametrize("where", ["graph", "data"])
+def test_many_copies_of_a_large_graph_are_refused_before_they_are_made(server, database, where):
+    megabyte, graph = "x" * (1 << 20), Graph()
+    graph.add_node(StringInvocation(id="text", value=megabyte if where == "graph" else ""))
+    data = [[BatchDatum(node_path="text", field_name="value", items=[megabyte, "short"])]] if where == "data" else None
+    with pytest.raises(BadBatch, match=rf"at most {MOST_MEGABYTES} MB of graphs in one batch, got \d+ items of 1.0 MB"):
+        enqueue(server, Batch(graph=graph, data=data, runs=MOST_MEGABYTES))
+    before = rows(database, "SELECT count(*) AS n FROM session_queue")[0]["n"]
+    few = enqueue(server, Batch(graph=graph, data=data, runs=2))
+
+    assert (before, len(few)) == (0, 4 if data else 2)
 
 
 def test_without_reading_this_way_one_row_fails_the_whole_list(server, broken, monkeypatch):

@@ -338,8 +338,13 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False)
         # A default that is made from other settings has nothing of its own to say when one of those is wrong.
-        problems = "; ".join(f"{_variable(item['loc'])}: {item['msg']}" for item in found if item["type"] != "default_factory_not_called")
-        raise BadSettings(problems) from None
+        wrong = [item for item in found if item["type"] != "default_factory_not_called"]
+        raise BadSettings("; ".join(f"{_variable(item['loc'])}: {_words(item['msg'])}" for item in wrong)) from None
+
+
+def _words(message: str) -> str:
+    """What pydantic says, in the words of all other errors."""
+    return message.removeprefix("Value error, ").replace("Input should be ", "expected ")
 
 
 def _variable(loc: tuple[int | str, ...]) -> str:

@@ -158,6 +158,11 @@ class Registered:
         return self.alive and self.wanted != "drain" and self.status in ("starting", "available", "busy")
 
     @property
+    def is_up(self) -> bool:
+        """Whether it claims and has started: one that starts may need minutes, or never come up."""
+        return self.claims and self.status != "starting"
+
+    @property
     def shown_status(self) -> str:
         """The worker's own word while it counts, else `dead`."""
         return self.status if self.alive or self.status == "terminated" else "dead"

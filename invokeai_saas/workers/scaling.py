@@ -89,7 +89,7 @@ class Bounds:
 @dataclass(frozen=True, slots=True)
 class Load:
     """A tier now. `pending` are all its jobs that wait, `runnable` those that a free worker could begin; workers of several tiers count in
-    each of theirs."""
+    each of theirs. Of those alive, some may be neither idle nor busy: they start."""
 
     pending: int = 0
     runnable: int = 0
@@ -154,7 +154,7 @@ def advise(before: State, load: Load, bounds: Bounds, *, now: datetime) -> tuple
     if state.wanted <= bounds.least:
         return state, 0, f"{load.runnable} jobs wait; {bounds.least} workers are the fewest"
     if load.idle == 0 and load.alive >= state.wanted:
-        return state, 0, f"{load.runnable} jobs wait, but all {load.alive} workers are busy"
+        return state, 0, f"{load.runnable} jobs wait, but none of {load.alive} workers is idle"
     return (
         State(state.wanted - 1, state.raised_at, now),
         -1,
@@ -205,9 +205,9 @@ def _loads(cursor: psycopg.Cursor[DictRow], workers: Sequence[Registered]) -> di
 
 def _load(count: Sequence[Any], workers: Sequence[Registered]) -> Load:
     useful = [each for each in workers if each.claims]
-    busy = sum(each.status == "busy" for each in useful)
+    idle, busy = (sum(each.status == status for each in useful) for status in ("available", "busy"))
     pending, runnable, oldest = count
-    return Load(pending, runnable, oldest, alive=len(useful), idle=len(useful) - busy, busy=busy)
+    return Load(pending, runnable, oldest, alive=len(useful), idle=idle, busy=busy)
 
 
 def _goes_to(tiers: Sequence[str] | None, alive: Mapping[str, Sequence[Registered]]) -> str:

@@ -140,6 +140,14 @@ def test_the_queue_counts_where_its_items_will_go(database):
     assert found["basic"].oldest_wait_seconds >= 0
 
 
+def test_a_worker_that_starts_is_alive_and_not_idle(database):
+    joined(database, "b/cuda:0", "basic", status="starting")
+    joined(database, "b/cuda:1", "basic")
+    found = looked(database)["basic"]
+
+    assert (found.alive, found.idle, found.busy) == (2, 1, 0)
+
+
 def test_an_item_of_two_tiers_waits_for_the_one_that_has_workers(database):
     joined(database, "h/cuda:0", "high_performance")
     waiting(database, "bob", 5, "basic", "high_performance")

@@ -90,6 +90,17 @@ def test_a_worker_that_is_not_there_is_not_found_and_not_written_down(app, accou
     assert client_of(app, clerk).post("/api/v1/admin/gpu/nobody/drain").status_code == 404
 
 
+@pytest.mark.parametrize(("asked", "nearest"), [("gpu1", "gpu1/cuda:0"), ("gpu2/cuda0", "gpu2/cuda:0"), ("gpu4", None), ("zzz", None)])
+def test_a_name_that_is_not_there_is_answered_with_the_nearest_that_lives(app, clerk, database, asked, nearest):
+    for name in ("gpu1/cuda:0", "gpu10/cuda:0", "gpu2/cuda:0", "gpu4/cuda:0"):
+        joined(database, name)
+    ages(database, "gpu4/cuda:0", 60)
+    answer = client_of(app, clerk).post(f"/api/v1/admin/gpu/{asked}/drain")
+
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == f"expected the name of a living worker, got {asked!r}" + (f": {nearest}?" if nearest else "")
+
+
 @pytest.mark.parametrize("name", ["a%20b", "%00", "x" * 300, "..%2Fx"])
 def test_a_name_that_is_none_is_refused(app, clerk, name):
     assert client_of(app, clerk).post(f"/api/v1/admin/gpu/{name}/drain").status_code in (404, 422)

@@ -131,8 +131,12 @@ def bounds_of(words: Sequence[str]) -> dict[str, Bounds]:
     for word in words:
         tier, _, numbers = word.rpartition("=")
         least, dash, most = numbers.partition("-")
-        if (tier and tier not in TIERS) or not dash or not (least.isdecimal() and most.isdecimal()) or not 1 <= int(least) <= int(most):
+        if (tier and tier not in TIERS) or not dash or not (least.isdecimal() and most.isdecimal()):
             raise BadSettings(f"SAAS_SCALE_BOUNDS: expected 1-10, or basic=1-10 for one of {', '.join(TIERS)}, got {word!r}")
+        if int(least) < 1:
+            raise BadSettings(f"SAAS_SCALE_BOUNDS: expected at least 1 worker, got {word!r}: without one a tier's jobs are refused")
+        if int(most) < int(least):
+            raise BadSettings(f"SAAS_SCALE_BOUNDS: expected the fewest before the most, got {word!r}")
         bounds = Bounds(int(least), int(most))
         found.update({tier: bounds} if tier else dict.fromkeys(TIERS, bounds))
     return found

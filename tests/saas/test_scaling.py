@@ -106,6 +106,14 @@ def test_bounds_that_mean_nothing_are_refused(word):
         bounds_of((word,))
 
 
+@pytest.mark.parametrize(
+    ("word", "fault"), [("basic=0-4", "at least 1 worker"), ("0-0", "at least 1 worker"), ("5-2", "the fewest before")]
+)
+def test_what_is_wrong_with_bounds_is_said(word, fault):
+    with pytest.raises(BadSettings, match=f"SAAS_SCALE_BOUNDS: expected {fault}.*{word}"):
+        bounds_of((word,))
+
+
 def test_bounds_are_for_all_tiers_or_for_one(monkeypatch):
     monkeypatch.setenv("SAAS_SCALE_BOUNDS", "1-20, dedicated=1-2")
     found = bounds_of(load_settings().scale_bounds)

@@ -52,6 +52,15 @@ def test_the_status_is_the_pools(app, clerk, database):
     ]  # fmt: skip
 
 
+def test_a_dead_worker_runs_nothing(app, clerk, database):
+    incarnation = joined(database, NAME)
+    registry.beat(database, incarnation, status="busy", current_item=9, current_user="ann")
+    ages(database, NAME, 90)
+    (dead,) = client_of(app, clerk).get("/api/v1/admin/gpu/status").json()["instances"]
+
+    assert (dead["status"], dead["current_item_id"], dead["current_user_id"]) == ("dead", None, None)
+
+
 @pytest.mark.parametrize("path", [NAME, quote(NAME, safe="")])
 def test_drain_and_resume_reach_the_worker_and_the_audit_log(app, clerk, database, path):
     incarnation = joined(database, NAME)

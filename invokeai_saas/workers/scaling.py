@@ -8,7 +8,7 @@ Nothing here starts or stops a machine.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -110,7 +110,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a tier should have, what that changes now, and why."""
+    """What a tier should have, what that adds to what it was to have or has, and why."""
 
     tier: str
     wanted: int
@@ -222,6 +222,8 @@ def _goes_to(tiers: Sequence[str] | None, alive: Mapping[str, Sequence[Registere
 
 def _up(state: State, load: Load, rule: Rule, bounds: Bounds, now: datetime) -> tuple[State, int, str]:
     why = f"{load.runnable} jobs wait, more than {rule.more_than}"
+    # Workers may live that nobody advised: who follows this number must not take them away while jobs wait.
+    state = replace(state, wanted=bounds.clamp(max(state.wanted, load.alive)))
     if state.wanted >= bounds.most:
         return state, 0, f"{why}; {bounds.most} workers are the most"
     if state.raised_at is not None and now - state.raised_at < rule.cooldown:

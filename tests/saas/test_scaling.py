@@ -65,6 +65,21 @@ def test_never_more_than_the_most_nor_fewer_than_the_fewest():
     assert step(low, 0, minutes=60) == (low, 0)
 
 
+@pytest.mark.parametrize(("runnable", "change"), [(11, 1), (60, 3)])
+def test_a_step_up_counts_from_the_workers_that_live_where_those_are_more(runnable, change):
+    """Six were started by hand: an autoscaler that follows the advice must not take any away while jobs wait."""
+    raised, found = step(State(1), runnable, minutes=0, alive=6, idle=0)
+    cooling, none = step(State(1, after(0)), runnable, minutes=1, alive=6, idle=0)
+    bounded, _ = step(State(1), runnable, minutes=0, alive=12, idle=0)
+
+    assert ((raised.wanted, found), (cooling.wanted, none)) == ((6 + change, change), (6, 0))
+    assert bounded.wanted == BOUNDS.most
+
+
+def test_a_step_up_counts_from_the_advice_where_fewer_live():
+    assert step(State(4), 60, minutes=0, alive=1, idle=0)[0].wanted == 7
+
+
 def test_ten_quiet_minutes_are_one_worker_less_each():
     state, changes = State(4), []
     for minute in range(0, 41):

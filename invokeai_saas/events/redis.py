@@ -33,18 +33,11 @@ class RedisBus:
 
     def __init__(self, database: PostgresDatabase, url: str) -> None:
         self._database = database
-        # The redis package describes its answers as of both its sync and async halves.
-        self._redis: Any = redis.Redis.from_url(
-            url, decode_responses=True, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
-        )
+        self._redis = answering(url)
         self._outbox = Outbox(self._send, name="saas-events-out")
         self._stop = Event()
         self._threads: list[Thread] = []
         self._received = Received()
-        try:
-            self._redis.ping()
-        except redis.RedisError as error:
-            raise BadSettings(f"SAAS_EVENTS: expected a Redis that answers ({type(error).__name__})") from None
 
     def publish(self, message: Message) -> None:
         """After the commit."""
@@ -120,6 +113,18 @@ class RedisBus:
         thread = Thread(target=loop, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+
+def answering(url: str) -> Any:
+    """A client of a Redis that answers; raises BadSettings for another, without its address."""
+    # The redis package describes its answers as of both its sync and async halves.
+    client: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        client.close()
+        raise BadSettings(f"SAAS_EVENTS: expected a Redis that answers ({type(error).__name__})") from None
+    return client
 
 
 def _message(fields: dict[str, str]) -> Message:

@@ -1,6 +1,6 @@
 """How long will mine wait: a user's place among the turns, and an estimate in seconds.
 
-    who waits for which workers, which workers live, how long jobs took lately (read every few seconds, for all users) ─┐
+    who waits for which workers, which workers are up, how long jobs took lately (read every few seconds, for all users) ─┐
     my items ──────────────────────────────────────────────────────────────────────────────────────────────────────────┴─► place, seconds
 
 Turns go round between users (jobs/lease.py): before my third item everybody else has up to three, whoever pays for priority as many more
@@ -49,7 +49,7 @@ FROM (SELECT * FROM job_attempts ORDER BY item_id DESC LIMIT 500) AS newest WHER
 
 
 class ItemPosition(BaseModel):
-    """One waiting item. `estimated_wait_seconds` is null while no worker that could take it is there."""
+    """One waiting item. `estimated_wait_seconds` is null while no worker that could take it is up."""
 
     queue_item_id: int
     position: int
@@ -75,7 +75,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Everybody's: items that wait by user and tiers, turns by user, workers, and how long a job takes."""
+    """Everybody's: items that wait by user and tiers, turns by user, workers that are up with whether they are busy, mean seconds."""
 
     waiting: Mapping[str, Mapping[tuple[str, ...] | None, int]]
     turns: Mapping[str, Turn]
@@ -143,7 +143,7 @@ class Waiting:
             return self._known[1]
 
     def _read(self) -> Queue:
-        workers = [(Place(frozenset(each.tiers)), each.status == "busy") for each in registry.live(self._database) if each.claims]
+        workers = [(Place(frozenset(each.tiers)), each.status == "busy") for each in registry.live(self._database) if each.is_up]
         waiting: dict[str, dict[tuple[str, ...] | None, int]] = {}
         with tenancy.as_system(REASON), self._database.postgres() as cursor:
             for row in cursor.execute(WAITING).fetchall():

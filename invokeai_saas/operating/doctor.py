@@ -247,6 +247,27 @@ def check_stripe(settings: Settings) -> Iterator[tuple[Level, str, str]]:
     yield from look(settings)
 
 
+def check_wakeups(settings: Settings) -> Iterator[tuple[Level, str, str]]:
+    """Whether idle workers hear of new items. Slow: Celery may be loaded."""
+    from invokeai_saas.operating.doctor_fleet import check_wakeups as look
+
+    yield from look(settings)
+
+
+def check_events(settings: Settings) -> Iterator[tuple[Level, str, str]]:
+    """Whether events reach all processes."""
+    from invokeai_saas.operating.doctor_fleet import check_events as look
+
+    yield from look(settings)
+
+
+def check_workers(settings: Settings) -> Iterator[tuple[Level, str, str]]:
+    """Whether anybody runs jobs."""
+    from invokeai_saas.operating.doctor_fleet import check_workers as look
+
+    yield from look(settings)
+
+
 CHECKS: dict[str, Check] = {
     "settings": check_settings,
     "database": check_database,
@@ -256,6 +277,9 @@ CHECKS: dict[str, Check] = {
     "mail": check_mail,
     "sign-in provider": check_oidc,
     "stripe": check_stripe,
+    "wake-ups": check_wakeups,
+    "events": check_events,
+    "workers": check_workers,
     "ffmpeg": check_ffmpeg,
     "devices": check_devices,
     "disk": check_disk,

@@ -21,6 +21,7 @@ from celery import Celery
 from kombu import Queue as BrokerQueue
 
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.errors import BadSettings
 from invokeai_saas.wakeups.port import MOST, Wakeup, by_queue, queues_of
 from invokeai_saas.wakeups.waiting import Source, Waiters
 
@@ -232,6 +233,20 @@ def broker_of(url: str) -> _Broker:
         task_send_sent_event=False,
     )
     return _Broker(app, address)
+
+
+def demand_broker(url: str) -> None:
+    """Raise BadSettings for a broker that does not answer or refuses the login; the message holds no part of the address."""
+    connection = broker_of(url).connect()
+    try:
+        # The first channel pings Redis, or lists the queues of SQS.
+        assert connection.default_channel
+    except Exception as error:
+        # Kombu wraps what its clients raise, and says their text with it.
+        reason = type(error.__cause__ or error).__name__
+        raise BadSettings(f"SAAS_WAKEUPS: expected a broker that answers ({reason})") from None
+    finally:
+        connection.release()
 
 
 def _bound(connection: Any, queue: str) -> Any:

@@ -56,8 +56,9 @@ class GPUInstance(BaseModel):
             memory_mb=row.memory_mb,
             used_memory_mb=row.used_memory_mb,
             utilization=row.utilization,
-            current_item_id=row.current_item_id,
-            current_user_id=row.current_user_id,
+            # A dead worker's last word: the item runs elsewhere by now, or is done.
+            current_item_id=row.current_item_id if row.alive else None,
+            current_user_id=row.current_user_id if row.alive else None,
             models=None if row.model_keys is None else len(row.model_keys),
             failures_in_a_row=row.failures_in_a_row,
             started_at=row.started_at,

@@ -20,8 +20,8 @@ from invokeai_saas.workers.scaling import Advice
 STATUSES = ("starting", "available", "busy", "draining", "quarantined", "terminated", "dead")
 OF_ADVICE = (
     ("wanted", "invokeai_fleet_workers_wanted", "Workers that the tier should have."),
-    ("alive", "invokeai_fleet_workers_alive", "Workers of the tier that take jobs."),
-    ("idle", "invokeai_fleet_workers_idle", "Of these, without a job."),
+    ("alive", "invokeai_fleet_workers_alive", "Workers of the tier that take jobs, or will once they have started."),
+    ("idle", "invokeai_fleet_workers_idle", "Of these, ready and without a job."),
     ("pending", "invokeai_fleet_pending", "Jobs of the tier that wait."),
     ("runnable", "invokeai_fleet_runnable", "Of these, what another worker could begin."),
     ("oldest_wait_seconds", "invokeai_fleet_oldest_wait_seconds", "Age of the oldest that waits."),

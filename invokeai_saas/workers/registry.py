@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Literal
 from uuid import UUID, uuid4
 
@@ -100,7 +101,7 @@ class TakenOver(SaasError):
 
 
 class NoSuchWorker(SaasError):
-    """No living worker has this name."""
+    """No living worker has this name; the message has the nearest."""
 
     status = 404
 
@@ -156,6 +157,11 @@ class Registered:
     def claims(self) -> bool:
         """Whether it takes new items, or will once it has started or is done with the one it has."""
         return self.alive and self.wanted != "drain" and self.status in ("starting", "available", "busy")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it claims and has started: one that starts may need minutes, or never come up."""
+        return self.claims and self.status != "starting"
 
     @property
     def shown_status(self) -> str:
@@ -290,9 +296,16 @@ def forget_dead(database: PostgresDatabase, *, hours: int = FORGET_AFTER_HOURS) 
 def _ask(database: PostgresDatabase, name: str, statement: str) -> Registered:
     with tenancy.as_system(REASON), database.postgres() as cursor:
         if cursor.execute(statement.encode(), (name,)).rowcount == 0:
-            raise NoSuchWorker(f"expected the name of a living worker, got {name!r}")
+            near = _nearest(name, [row.name for row in _rows(cursor.execute(LIVE).fetchall())])
+            raise NoSuchWorker(f"expected the name of a living worker, got {name!r}" + (f": {near}?" if near else ""))
         (found,) = _rows(cursor.execute(ONE, (name,)).fetchall())
         return found
+
+
+def _nearest(name: str, living: Sequence[str]) -> str | None:
+    """A device of the worker that was started under this name, else the name that looks most like it."""
+    devices = [each for each in living if each.startswith(f"{name}/")]
+    return next(iter(devices or get_close_matches(name, living, n=1)), None)
 
 
 def _rows(rows: Sequence[dict[str, object]]) -> list[Registered]:

@@ -8,7 +8,7 @@ Nothing here starts or stops a machine.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -89,7 +89,7 @@ class Bounds:
 @dataclass(frozen=True, slots=True)
 class Load:
     """A tier now. `pending` are all its jobs that wait, `runnable` those that a free worker could begin; workers of several tiers count in
-    each of theirs."""
+    each of theirs. Of those alive, some may be neither idle nor busy: they start."""
 
     pending: int = 0
     runnable: int = 0
@@ -110,7 +110,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a tier should have, what that changes now, and why."""
+    """What a tier should have, what that adds to what it was to have or has, and why."""
 
     tier: str
     wanted: int
@@ -131,8 +131,12 @@ def bounds_of(words: Sequence[str]) -> dict[str, Bounds]:
     for word in words:
         tier, _, numbers = word.rpartition("=")
         least, dash, most = numbers.partition("-")
-        if (tier and tier not in TIERS) or not dash or not (least.isdecimal() and most.isdecimal()) or not 1 <= int(least) <= int(most):
+        if (tier and tier not in TIERS) or not dash or not (least.isdecimal() and most.isdecimal()):
             raise BadSettings(f"SAAS_SCALE_BOUNDS: expected 1-10, or basic=1-10 for one of {', '.join(TIERS)}, got {word!r}")
+        if int(least) < 1:
+            raise BadSettings(f"SAAS_SCALE_BOUNDS: expected at least 1 worker, got {word!r}: without one a tier's jobs are refused")
+        if int(most) < int(least):
+            raise BadSettings(f"SAAS_SCALE_BOUNDS: expected the fewest before the most, got {word!r}")
         bounds = Bounds(int(least), int(most))
         found.update({tier: bounds} if tier else dict.fromkeys(TIERS, bounds))
     return found
@@ -154,7 +158,7 @@ def advise(before: State, load: Load, bounds: Bounds, *, now: datetime) -> tuple
     if state.wanted <= bounds.least:
         return state, 0, f"{load.runnable} jobs wait; {bounds.least} workers are the fewest"
     if load.idle == 0 and load.alive >= state.wanted:
-        return state, 0, f"{load.runnable} jobs wait, but all {load.alive} workers are busy"
+        return state, 0, f"{load.runnable} jobs wait, but none of {load.alive} workers is idle"
     return (
         State(state.wanted - 1, state.raised_at, now),
         -1,
@@ -205,9 +209,9 @@ def _loads(cursor: psycopg.Cursor[DictRow], workers: Sequence[Registered]) -> di
 
 def _load(count: Sequence[Any], workers: Sequence[Registered]) -> Load:
     useful = [each for each in workers if each.claims]
-    busy = sum(each.status == "busy" for each in useful)
+    idle, busy = (sum(each.status == status for each in useful) for status in ("available", "busy"))
     pending, runnable, oldest = count
-    return Load(pending, runnable, oldest, alive=len(useful), idle=len(useful) - busy, busy=busy)
+    return Load(pending, runnable, oldest, alive=len(useful), idle=idle, busy=busy)
 
 
 def _goes_to(tiers: Sequence[str] | None, alive: Mapping[str, Sequence[Registered]]) -> str:
@@ -218,6 +222,8 @@ def _goes_to(tiers: Sequence[str] | None, alive: Mapping[str, Sequence[Registere
 
 def _up(state: State, load: Load, rule: Rule, bounds: Bounds, now: datetime) -> tuple[State, int, str]:
     why = f"{load.runnable} jobs wait, more than {rule.more_than}"
+    # Workers may live that nobody advised: who follows this number must not take them away while jobs wait.
+    state = replace(state, wanted=bounds.clamp(max(state.wanted, load.alive)))
     if state.wanted >= bounds.most:
         return state, 0, f"{why}; {bounds.most} workers are the most"
     if state.raised_at is not None and now - state.raised_at < rule.cooldown:

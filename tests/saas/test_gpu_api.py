@@ -52,6 +52,15 @@ def test_the_status_is_the_pools(app, clerk, database):
     ]  # fmt: skip
 
 
+def test_a_dead_worker_runs_nothing(app, clerk, database):
+    incarnation = joined(database, NAME)
+    registry.beat(database, incarnation, status="busy", current_item=9, current_user="ann")
+    ages(database, NAME, 90)
+    (dead,) = client_of(app, clerk).get("/api/v1/admin/gpu/status").json()["instances"]
+
+    assert (dead["status"], dead["current_item_id"], dead["current_user_id"]) == ("dead", None, None)
+
+
 @pytest.mark.parametrize("path", [NAME, quote(NAME, safe="")])
 def test_drain_and_resume_reach_the_worker_and_the_audit_log(app, clerk, database, path):
     incarnation = joined(database, NAME)
@@ -88,6 +97,17 @@ def test_a_worker_that_is_not_there_is_not_found_and_not_written_down(app, accou
 
     assert len(rows(database, "SELECT 1 FROM audit_log")) == lines
     assert client_of(app, clerk).post("/api/v1/admin/gpu/nobody/drain").status_code == 404
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [("gpu1", "gpu1/cuda:0"), ("gpu2/cuda0", "gpu2/cuda:0"), ("gpu4", None), ("zzz", None)])
+def test_a_name_that_is_not_there_is_answered_with_the_nearest_that_lives(app, clerk, database, asked, nearest):
+    for name in ("gpu1/cuda:0", "gpu10/cuda:0", "gpu2/cuda:0", "gpu4/cuda:0"):
+        joined(database, name)
+    ages(database, "gpu4/cuda:0", 60)
+    answer = client_of(app, clerk).post(f"/api/v1/admin/gpu/{asked}/drain")
+
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == f"expected the name of a living worker, got {asked!r}" + (f": {nearest}?" if nearest else "")
 
 
 @pytest.mark.parametrize("name", ["a%20b", "%00", "x" * 300, "..%2Fx"])

@@ -10,8 +10,8 @@ from importlib import import_module
 import psycopg
 import pytest
 from aiosmtpd.controller import Controller
-from psycopg.conninfo import conninfo_to_dict
 from saas.billed import open_shop
+from saas.doctored import as_url, findings, levels
 from saas.stores import BUCKET, KEY_ID, SECRET, moto_server, rclone_server
 from saas.stripe_double import KEY as STRIPE_KEY
 from saas.stripe_serving import serving
@@ -20,13 +20,6 @@ from invokeai_saas.operating import doctor
 from invokeai_saas.operating.commands import add_commands
 from invokeai_saas.operating.doctor import ERROR, OK, WARNING, examine
 from invokeai_saas.settings import Settings
-
-
-def as_url(dsn):
-    """The address as an operator writes it."""
-    parts = conninfo_to_dict(dsn)
-    login = f"{parts.get('user', 'postgres')}:{parts.get('password') or 'TOPSECRET'}"
-    return f"postgresql://{login}@/{parts['dbname']}?host={parts['host']}&port={parts.get('port', 5432)}"
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +36,6 @@ def settings(sound, tmp_path):
         return Settings(**({"database_url": as_url(sound), "data_dir": tmp_path, "public_url": "https://invoke.example"} | given))
 
     return make
-
-
-def findings(settings, name):
-    """What one check found, as (level, message)."""
-    return [(found.level, found.message) for found in examine(settings, {name: doctor.CHECKS[name]})]
-
-
-def levels(settings, name):
-    return [level for level, _ in findings(settings, name)]
 
 
 def execute(dsn, statement):

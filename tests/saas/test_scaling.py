@@ -65,6 +65,21 @@ def test_never_more_than_the_most_nor_fewer_than_the_fewest():
     assert step(low, 0, minutes=60) == (low, 0)
 
 
+@pytest.mark.parametrize(("runnable", "change"), [(11, 1), (60, 3)])
+def test_a_step_up_counts_from_the_workers_that_live_where_those_are_more(runnable, change):
+    """Six were started by hand: an autoscaler that follows the advice must not take any away while jobs wait."""
+    raised, found = step(State(1), runnable, minutes=0, alive=6, idle=0)
+    cooling, none = step(State(1, after(0)), runnable, minutes=1, alive=6, idle=0)
+    bounded, _ = step(State(1), runnable, minutes=0, alive=12, idle=0)
+
+    assert ((raised.wanted, found), (cooling.wanted, none)) == ((6 + change, change), (6, 0))
+    assert bounded.wanted == BOUNDS.most
+
+
+def test_a_step_up_counts_from_the_advice_where_fewer_live():
+    assert step(State(4), 60, minutes=0, alive=1, idle=0)[0].wanted == 7
+
+
 def test_ten_quiet_minutes_are_one_worker_less_each():
     state, changes = State(4), []
     for minute in range(0, 41):
@@ -106,6 +121,14 @@ def test_bounds_that_mean_nothing_are_refused(word):
         bounds_of((word,))
 
 
+@pytest.mark.parametrize(
+    ("word", "fault"), [("basic=0-4", "at least 1 worker"), ("0-0", "at least 1 worker"), ("5-2", "the fewest before")]
+)
+def test_what_is_wrong_with_bounds_is_said(word, fault):
+    with pytest.raises(BadSettings, match=f"SAAS_SCALE_BOUNDS: expected {fault}.*{word}"):
+        bounds_of((word,))
+
+
 def test_bounds_are_for_all_tiers_or_for_one(monkeypatch):
     monkeypatch.setenv("SAAS_SCALE_BOUNDS", "1-20, dedicated=1-2")
     found = bounds_of(load_settings().scale_bounds)
@@ -138,6 +161,14 @@ def test_the_queue_counts_where_its_items_will_go(database):
     assert (found["basic"].alive, found["basic"].idle, found["basic"].busy) == (2, 1, 1)
     assert (found["dedicated"].alive, found["basic"].wanted) == (0, 2)
     assert found["basic"].oldest_wait_seconds >= 0
+
+
+def test_a_worker_that_starts_is_alive_and_not_idle(database):
+    joined(database, "b/cuda:0", "basic", status="starting")
+    joined(database, "b/cuda:1", "basic")
+    found = looked(database)["basic"]
+
+    assert (found.alive, found.idle, found.busy) == (2, 1, 0)
 
 
 def test_an_item_of_two_tiers_waits_for_the_one_that_has_workers(database):

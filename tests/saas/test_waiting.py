@@ -3,14 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from saas.fleet import joined
 from saas.people import rows
 from saas.rows import add_items, add_user
 
 from invokeai_saas.jobs import lease
 from invokeai_saas.jobs.routing import Place
 from invokeai_saas.jobs.waiting import PositionEvents, Queue, Turn, Waiting
-from invokeai_saas.workers import registry
-from invokeai_saas.workers.registry import Instance
 
 BASIC, LARGE = Place(frozenset({"basic"})), Place(frozenset({"high_performance"}))
 EARLIER, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=1)
@@ -69,7 +68,7 @@ def test_items_for_other_workers_are_not_before_mine():
 def waiting(database):
     for user in ("ann", "bob"):
         add_user(database, user)
-    registry.register(database, Instance(name="gpu", worker_id="w", tiers=("basic",), device="cpu"))
+    joined(database, "gpu")
     return Waiting(database, clock=lambda: 0.0)
 
 
@@ -84,6 +83,19 @@ def test_the_database_s_queue_is_what_is_counted(database, waiting):
     assert [item.estimated_wait_seconds for item in told.items] == [0, 8]
     assert (told.running, waiting.of("bob").running) == (0, 1)
     assert [item.queue_item_id for item in waiting.of("bob").items] == bobs[1:]
+
+
+@pytest.mark.parametrize("status", ["starting", "draining", "quarantined"])
+def test_nothing_is_expected_of_a_worker_that_cannot_take_the_item(database, status):
+    add_user(database, "ann")
+    add_items(database, "ann", 1)
+    joined(database, "gpu", status=status)
+    alone = Waiting(database).of("ann").items
+    joined(database, "other", status="busy")
+    beside = Waiting(database).of("ann").items
+
+    assert [(item.position, item.estimated_wait_seconds) for item in alone] == [(1, None)]
+    assert [(item.position, item.estimated_wait_seconds) for item in beside] == [(1, 10)]
 
 
 def test_nobody_s_items_are_told_to_another(database, waiting):

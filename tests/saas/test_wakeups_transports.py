@@ -51,9 +51,14 @@ def in_a_thread(wakeups, tiers, timeout: float) -> tuple[threading.Thread, list[
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_one_enqueue_wakes_one_worker_of_its_tier_and_none_of_another(opens, database, transport):
     sender, basic, dedicated = opens(), opens(), opens()
-    waiting = [in_a_thread(basic, ["basic"], 3.0), in_a_thread(basic, ["basic"], 3.0), in_a_thread(dedicated, ["dedicated"], 3.0)]
+    waiting = [in_a_thread(basic, ["basic"], 60.0), in_a_thread(basic, ["basic"], 60.0), in_a_thread(dedicated, ["dedicated"], 60.0)]
     time.sleep(0.5)
     enqueue(database_of(sender), sender, "ann", tiers=("basic", "high_performance"))
+    until(lambda: any(answers for _, answers in waiting))
+    # As long as a second waking would take.
+    time.sleep(1.5)
+    basic.close()
+    dedicated.close()
     for thread, _ in waiting:
         thread.join()
 

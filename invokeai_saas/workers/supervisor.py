@@ -166,7 +166,7 @@ class Supervisor:
                 if not is_outage(error):
                     logger.exception("a heartbeat failed")
                 elif not outage:
-                    logger.warning("a heartbeat found no database: %s", error)
+                    logger.warning("the database does not answer; heartbeats wait for it: %s", error)
                     outage = True
             # A drain that an administrator asks for, and the end, are heard of within a beat.
             time.sleep(BEAT_SECONDS)

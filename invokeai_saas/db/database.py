@@ -25,7 +25,7 @@ from psycopg_pool import PoolTimeout
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.cursor import Cursor
-from invokeai_saas.db.pool import SteadyPool
+from invokeai_saas.db.pool import NAME, SteadyPool
 from invokeai_saas.db.sqlite_errors import Unavailable, translated
 from invokeai_saas.errors import TenantContextClash
 
@@ -79,7 +79,7 @@ class PostgresDatabase:
             kwargs={"autocommit": True},
             reconnect_timeout=60.0,
             open=True,
-            name="invokeai-saas",
+            name=NAME,
         )
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import psycopg
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
+from invokeai_saas.db.pool import why_of
 from invokeai_saas.events.bus import KEPT_SECONDS, PASSING_SECONDS, Message, Receive, Received, UsersHere, Wanted
 from invokeai_saas.events.outbox import Outbox
 
@@ -209,7 +210,8 @@ class _Listener:
 
     def _fails(self, error: Exception) -> None:
         if not self._failing:
-            logger.error("events are not heard until the database answers: %s", error, exc_info=not isinstance(error, psycopg.Error))
+            known = isinstance(error, psycopg.Error)
+            logger.error("events are not heard until the database answers: %s", why_of(error) if known else error, exc_info=not known)
         self._failing = True
 
 

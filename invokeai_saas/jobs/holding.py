@@ -21,6 +21,8 @@ from invokeai_saas.jobs import lease
 from invokeai_saas.jobs.lease import Attempt, LeaseLost
 
 POLL_SECONDS = 2.0
+# Between an item's last write and the end of its work lies a moment; a process that does not end in so long hangs.
+SETTLED_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
@@ -103,8 +105,14 @@ class Holding:
     def _confirm(self) -> None:
         # At every look: what a user cancels is charged by the last heartbeat.
         asked_at = time.monotonic()
-        lease.heartbeat(self._database, self._attempt, lease_seconds=self._lease_seconds, gpu_seconds=self._gpu_seconds())
-        lease.demand_wanted(self._database, self._attempt)
+        try:
+            lease.heartbeat(self._database, self._attempt, lease_seconds=self._lease_seconds, gpu_seconds=self._gpu_seconds())
+            lease.demand_wanted(self._database, self._attempt)
+        except LeaseLost:
+            # Settled by the work itself, which is about to be over: that is no loss.
+            if lease.is_settled(self._database, self._attempt):
+                self._over.wait(SETTLED_SECONDS)
+            raise
         self._beaten_at = asked_at
 
     def _lose(self, why: str) -> None:

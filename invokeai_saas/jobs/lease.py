@@ -132,6 +132,7 @@ STILL_WANTED = """
 SELECT 1 FROM session_queue AS item JOIN job_attempts AS attempt USING (item_id)
 WHERE item_id = %(item_id)s AND item.status = 'in_progress' AND attempt.attempt_no = %(attempt_no)s AND attempt.state = 'running'
 """
+SETTLED = "SELECT 1 FROM job_attempts WHERE item_id = %(item_id)s AND attempt_no = %(attempt_no)s AND state = 'finished'"
 # Who lost an attempt, or whose chain started over, has no more to say to anything that it touched.
 COUNTS = """
 SELECT 1 FROM job_attempts WHERE item_id = %(item_id)s AND attempt_no = %(attempt_no)s AND state IN ('running', 'finished') FOR SHARE
@@ -279,6 +280,12 @@ def demand_wanted(database: PostgresDatabase, attempt: Attempt) -> None:
     with tenancy.as_system(REASON), database.postgres() as cursor:
         cursor.execute(STILL_WANTED, attempt.key)
         _demand_one(cursor.rowcount, attempt)
+
+
+def is_settled(database: PostgresDatabase, attempt: Attempt) -> bool:
+    """Whether the work itself ended the attempt: nobody took it away."""
+    with tenancy.as_system(REASON), database.postgres() as cursor:
+        return cursor.execute(SETTLED, attempt.key).fetchone() is not None
 
 
 @contextmanager

@@ -34,8 +34,11 @@ PROVIDER_SECONDS_PER_CREDIT = 60.0
 MOST_AT_ONCE = 500
 logger = logging.getLogger(__name__)
 
+# The name is what status, metrics and drains go by. The devices of one server share a worker_id, and a worker that is back has another one.
 EXPIRED = """
-SELECT item_id, attempt_no, user_id, worker_id, lease_until FROM job_attempts
+SELECT item_id, attempt_no, user_id, worker_id, lease_until, (
+    SELECT min(name) FROM gpu_instances AS known WHERE known.worker_id = attempt.worker_id HAVING count(*) = 1) AS worker_name
+FROM job_attempts AS attempt
 WHERE state = 'running' AND lease_until < clock_timestamp() ORDER BY item_id LIMIT %(most)s
 """
 # What goes on with tensors that are gone. A worker that drains or is in quarantine takes nothing any more: that is no loss.
@@ -142,7 +145,9 @@ def _alone(item_id: int, function: Callable[..., dict[int, str]], *arguments: An
 
 
 def _expired(database: PostgresDatabase, row: dict[str, Any], patience: Patience) -> dict[int, str]:
-    why = f"its worker {row.pop('worker_id')} was not heard of for a whole lease"
+    worker_id, name = row.pop("worker_id"), row.pop("worker_name")
+    worker = worker_id if name in (None, worker_id) else f"{name} ({worker_id})"
+    why = f"its worker {worker} was not heard of for a whole lease"
     return lost.end_attempt(database, Attempt(**row), lost=True, why=why, if_expired=True, patience=patience)
 
 

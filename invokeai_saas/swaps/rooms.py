@@ -17,6 +17,7 @@ from invokeai.app.api.sockets import (
     SocketIO,
 )
 from invokeai.app.services.events.events_common import FastAPIEvent, ModelLoadCompleteEvent, ModelLoadStartedEvent, register_events
+from pydantic import BaseModel
 
 from invokeai_saas.events.relay import OnTheWire, ToldUser
 
@@ -54,18 +55,18 @@ class TenantRooms(SocketIO):
         """Who has a socket open in this process."""
         return {str(info["user_id"]) for info in list(self._socket_users.values())}
 
-    async def _handle_sub_queue(self, sid: str, data: Any) -> None:
-        """Checked and otherwise of no effect: a socket is in its user's room from the start."""
-        QueueSubscriptionEvent(**data)
+    async def _handle_sub_queue(self, sid: str, *said: Any) -> None:
+        """Looked at and otherwise of no effect: a socket is in its user's room from the start."""
+        _note_what_does_not_fit(QueueSubscriptionEvent, sid, said)
 
-    async def _handle_unsub_queue(self, sid: str, data: Any) -> None:
-        QueueSubscriptionEvent(**data)
+    async def _handle_unsub_queue(self, sid: str, *said: Any) -> None:
+        _note_what_does_not_fit(QueueSubscriptionEvent, sid, said)
 
-    async def _handle_sub_bulk_download(self, sid: str, data: Any) -> None:
-        BulkDownloadSubscriptionEvent(**data)
+    async def _handle_sub_bulk_download(self, sid: str, *said: Any) -> None:
+        _note_what_does_not_fit(BulkDownloadSubscriptionEvent, sid, said)
 
-    async def _handle_unsub_bulk_download(self, sid: str, data: Any) -> None:
-        BulkDownloadSubscriptionEvent(**data)
+    async def _handle_unsub_bulk_download(self, sid: str, *said: Any) -> None:
+        _note_what_does_not_fit(BulkDownloadSubscriptionEvent, sid, said)
 
     async def _emit(self, event: str, data: Any = None, to: Any = None, room: Any = None, **how: Any) -> None:
         """Send to the rooms that may hear of this; a user's own room hears all of it, whoever upstream would skip."""
@@ -86,3 +87,12 @@ class TenantRooms(SocketIO):
                 yield room
             elif room == SHARED_ROOM and event in SHARED_EVENTS and self.sharing:
                 yield room
+
+
+def _note_what_does_not_fit(kind: type[BaseModel], sid: str, said: tuple[Any, ...]) -> None:
+    """Anybody can send anything, any number of times: it must not fill the log with errors."""
+    try:
+        (data,) = said
+        kind(**data)
+    except (TypeError, ValueError) as error:
+        logger.debug("socket %s: expected what %s holds, got something else (%s)", sid, kind.__name__, type(error).__name__)

@@ -30,6 +30,8 @@ TIERS = ("basic", "high_performance", "dedicated")
 BEAT_SECONDS, ALIVE_SECONDS = 2.0, 15.0
 FORGET_AFTER_HOURS = 24
 LONGEST_REASON = 500
+# How the reason of a worker begins that was told to end: no resume brings it back.
+ENDING = "it is ending"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}")
 logger = logging.getLogger(__name__)
 
@@ -80,10 +82,10 @@ LIVE = COLUMNS + "WHERE status <> 'terminated' AND alive_until > clock_timestamp
 # For who enqueues: a worker that restarts, or whose machine is busy, is not gone yet.
 SEEN = COLUMNS + "WHERE status <> 'terminated' AND last_heartbeat > clock_timestamp() - make_interval(secs => %s) ORDER BY name"
 ONE = COLUMNS + "WHERE name = %s"
-DRAIN = "UPDATE gpu_instances SET wanted = 'drain' WHERE name = %s AND status <> 'terminated' AND alive_until > clock_timestamp()"
+DRAIN = "UPDATE gpu_instances SET wanted = 'drain' WHERE name = %(name)s AND status <> 'terminated' AND alive_until > clock_timestamp()"
 RESUME = """
 UPDATE gpu_instances SET wanted = CASE WHEN status = 'quarantined' THEN 'resume' END
-WHERE name = %s AND status <> 'terminated' AND alive_until > clock_timestamp()
+WHERE name = %(name)s AND status <> 'terminated' AND alive_until > clock_timestamp() AND NOT starts_with(COALESCE(reason, ''), %(ending)s)
 """
 FORGET = "DELETE FROM gpu_instances WHERE alive_until < clock_timestamp() - make_interval(hours => %s)"
 
@@ -96,6 +98,12 @@ class NameTaken(SaasError):
 
 class TakenOver(SaasError):
     """Another incarnation has this worker's name, or the row is gone: this one was given up and stops."""
+
+    status = 409
+
+
+class WorkerEnds(SaasError):
+    """It was told to end, by whoever runs its process: it takes nothing any more."""
 
     status = 409
 
@@ -283,7 +291,7 @@ def ask_to_drain(database: PostgresDatabase, name: str) -> Registered:
 
 
 def ask_to_resume(database: PostgresDatabase, name: str) -> Registered:
-    """Have a worker that drains, or is quarantined, claim again. Raises NoSuchWorker."""
+    """Have a worker that drains, or is quarantined, claim again. Raises NoSuchWorker, WorkerEnds."""
     return _ask(database, name, RESUME)
 
 
@@ -295,11 +303,15 @@ def forget_dead(database: PostgresDatabase, *, hours: int = FORGET_AFTER_HOURS) 
 
 def _ask(database: PostgresDatabase, name: str, statement: str) -> Registered:
     with tenancy.as_system(REASON), database.postgres() as cursor:
-        if cursor.execute(statement.encode(), (name,)).rowcount == 0:
-            near = _nearest(name, [row.name for row in _rows(cursor.execute(LIVE).fetchall())])
-            raise NoSuchWorker(f"expected the name of a living worker, got {name!r}" + (f": {near}?" if near else ""))
-        (found,) = _rows(cursor.execute(ONE, (name,)).fetchall())
-        return found
+        changed = cursor.execute(statement.encode(), {"name": name, "ending": ENDING}).rowcount
+        found = _rows(cursor.execute(ONE, (name,)).fetchall())
+        if changed:
+            return found[0]
+        if found and found[0].alive:
+            raise WorkerEnds(f"expected a worker that stays, got {name}: {found[0].reason}")
+        near = _nearest(name, [row.name for row in _rows(cursor.execute(LIVE).fetchall())])
+        raise NoSuchWorker(f"expected the name of a living worker, got {name!r}" + (f": {near}?" if near else ""))
+
 
 
 def _nearest(name: str, living: Sequence[str]) -> str | None:

@@ -55,6 +55,10 @@ class Crew(Protocol):
     # What may be claimed for; None is everything.
     model_keys: frozenset[str] | None
 
+    @property
+    def ending(self) -> str | None:
+        """What the registry says of the end; None: there is none in sight."""
+
     def template(self) -> Template:
         """The process that runners are forked from."""
 
@@ -78,7 +82,7 @@ class Slot:
         self._warm: tuple[str, ...] = ()
         self._faults = InARow(crew.settings.quarantine_after)
         self._pause_until, self._check_next = 0.0, True
-        self._attempt: Attempt | None = None
+        self.attempt: Attempt | None = None
         self._holding: Holding | None = None
         self._drained, self._resume = Event(), Event()
         self._quarantine: str | None = None
@@ -108,11 +112,11 @@ class Slot:
         if attempt is None:
             self._crew.wakeups.wait(self.device.instance.tiers, IDLE_SECONDS)
             return
-        self._attempt = attempt
+        self.attempt = attempt
         try:
             self._work(attempt)
         finally:
-            self._attempt = None
+            self.attempt = None
 
     # May it?
 
@@ -325,13 +329,13 @@ class Slot:
             return "quarantined"
         if self._drained.is_set() or self._crew.leaving.is_set():
             return "draining"
-        if self._attempt is not None:
+        if self.attempt is not None:
             return "busy"
         return "starting" if self._runner is None else "available"
 
     def beat(self) -> None:
         """Say what this device does, and hear what an administrator wants of it."""
-        attempt = self._attempt
+        attempt = self.attempt
         load = None if self.device.gpu is None else load_of(self.device.gpu)
         try:
             with self._naming:
@@ -346,7 +350,7 @@ class Slot:
                     used_memory_mb=None if load is None else load.used_memory_mb,
                     utilization=None if load is None else load.utilization,
                     failures_in_a_row=self._faults.count,
-                    reason=self._quarantine,
+                    reason=self._crew.ending or self._quarantine,
                     model_keys=self._crew.model_keys,
                 )
         except TakenOver as error:

@@ -87,6 +87,7 @@ class Supervisor:
         self._template: Template | None = None
         self._slots: list[Slot] = []
         self._leave_by = float("inf")
+        self._said: list[Event] = []
 
     def run(self) -> int:
         """Serve until a signal, or until no device is left; returns the exit code. In the main thread."""
@@ -105,6 +106,7 @@ class Supervisor:
             while any(thread.is_alive() for thread in threads):
                 self._look_after(self._template)
                 threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
+            self._say_how_it_ends()
             beats.join()
         finally:
             if self._template is not None:
@@ -124,6 +126,15 @@ class Supervisor:
         self._leave_by = time.monotonic() + self.settings.drain_seconds
         self.leaving.set()
 
+    @property
+    def ending(self) -> str | None:
+        """What the registry says of the end; None before the first signal."""
+        if not self.leaving.is_set():
+            return None
+        if self.at_once.is_set():
+            return f"{registry.ENDING}, and gives back what it runs"
+        return f"{registry.ENDING}, and may finish what it runs for {max(self._leave_by - time.monotonic(), 0.0):.0f} s more"
+
     def template(self) -> Template:
         """The one that lives now; a new one comes within a moment of the old one's end."""
         assert self._template is not None, "run() makes it"
@@ -132,9 +143,22 @@ class Supervisor:
     def _look_after(self, template: Template) -> None:
         if time.monotonic() > self._leave_by:
             self.at_once.set()
+        self._say_how_it_ends()
         if not template.lives() and not self.leaving.is_set():
             logger.error("the process that runners are made from is gone, with all of them: a new one starts")
             self._template = Template(self._start_template)
+
+    def _say_how_it_ends(self) -> None:
+        """Once each. Not in the signal's handler: that may stand in the middle of another line."""
+        if self.leaving.is_set() and self.leaving not in self._said:
+            self._said.append(self.leaving)
+            running = [(slot.device.instance.name, slot.attempt) for slot in self._slots]
+            items = ", ".join(f"item {attempt.item_id} on {name}" for name, attempt in running if attempt is not None)
+            finishes = f"it finishes what it runs within {self.settings.drain_seconds:g} s: {items}" if items else "it runs nothing"
+            logger.warning("told to end: it claims nothing more, and %s", finishes)
+        if self.at_once.is_set() and self.at_once not in self._said:
+            self._said.append(self.at_once)
+            logger.warning("it ends now: what it still runs goes back to the queue")
 
     def _register(self) -> list[Slot]:
         """Every device's name in the registry. Raises NameTaken before anything heavy is started."""
@@ -166,10 +190,13 @@ class Supervisor:
                 if not is_outage(error):
                     logger.exception("a heartbeat failed")
                 elif not outage:
-                    logger.warning("a heartbeat found no database: %s", error)
+                    logger.warning("the database does not answer; heartbeats wait for it: %s", error)
                     outage = True
-            # A drain that an administrator asks for, and the end, are heard of within a beat.
-            time.sleep(BEAT_SECONDS)
+            # A drain that an administrator asks for is heard of within a beat; that this worker ends, others hear at once.
+            if self.leaving.is_set():
+                time.sleep(BEAT_SECONDS)
+            else:
+                self.leaving.wait(BEAT_SECONDS)
 
     def _look_at(self, items: frozenset[int] | None) -> None:
         """Somebody may have canceled these (None: any): the rows say so, now and not within two seconds."""

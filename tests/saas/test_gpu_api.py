@@ -61,6 +61,18 @@ def test_a_dead_worker_runs_nothing(app, clerk, database):
     assert (dead["status"], dead["current_item_id"], dead["current_user_id"]) == ("dead", None, None)
 
 
+def test_a_worker_that_ends_is_not_resumed_and_that_is_said_and_not_written_down(app, clerk, database):
+    incarnation = joined(database, NAME)
+    client, reason = client_of(app, clerk), f"{registry.ENDING}, and gives back what it runs"
+    registry.beat(database, incarnation, status="draining", reason=reason)
+    refused = client.post(f"/api/v1/admin/gpu/{NAME}/resume")
+    drained = client.post(f"/api/v1/admin/gpu/{NAME}/drain")
+
+    assert (refused.status_code, drained.status_code) == (409, 200), (refused.text, drained.text)
+    assert f"expected a worker that stays, got {NAME}: it is ending" in refused.text
+    assert rows(database, "SELECT 1 FROM audit_log WHERE action = 'gpu.resume'") == []
+
+
 @pytest.mark.parametrize("path", [NAME, quote(NAME, safe="")])
 def test_drain_and_resume_reach_the_worker_and_the_audit_log(app, clerk, database, path):
     incarnation = joined(database, NAME)

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from saas import fleet
 from saas.books import give, hold, picture, settled
 from saas.chains import attempts_of, call, claimed, item_of, suspend, worker
 from saas.people import rows
@@ -17,6 +18,7 @@ from invokeai_saas.errors import DatabaseUnavailable
 from invokeai_saas.jobs import lost, reaper
 from invokeai_saas.jobs.lease import heartbeat
 from invokeai_saas.jobs.reaper import GAP_SECONDS, Reaper, reap
+from invokeai_saas.workers import registry
 
 
 def look(database) -> dict[int, str]:
@@ -77,6 +79,21 @@ def test_one_of_several_devices_that_share_a_life_is_enough(database):
     pinned_chain(database, incarnation)
 
     assert look(database) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "named"), [(["two/cpu"], "two/cpu (vm:7)"), ([], "vm:7"), (["vm:7"], "vm:7"), (["vm:7/cuda:0", "vm:7/cuda:1"], "vm:7")]
+)
+def test_a_lost_worker_is_named_as_the_registry_names_it(database, caplog, names, named):
+    """Unless it has no name there any more, or several devices of one server have the same id."""
+    [item] = add_items(database, "ann", 1)
+    claimed(database, lease_seconds=-1)
+    rows(database, "UPDATE job_attempts SET worker_id = 'vm:7'")
+    for name in ("another", *names):
+        registry.register(database, fleet.worker(name, worker_id="vm:7" if name in names else "vm:8"))
+    look(database)
+
+    assert f"attempt 1 of item {item}: its worker {named} was not heard of for a whole lease" in caplog.text
 
 
 def test_an_item_that_cannot_be_given_back_keeps_no_other_from_it(database, monkeypatch, caplog):

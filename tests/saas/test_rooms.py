@@ -1,6 +1,7 @@
 """Who hears what on sockets: everybody their own, super_admins what happens to models. Real rooms and handlers of InvokeAI's."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,8 +66,8 @@ class Listener:
     def __init__(self, server: SocketServer, sid: str) -> None:
         self._server, self._sid = server, sid
 
-    def ask(self, event: str, data: Any) -> None:
-        self._server.run(self._server.sockets._sio.handlers["/"][event](self._sid, data))
+    def ask(self, event: str, *data: Any) -> None:
+        self._server.run(self._server.sockets._sio.handlers["/"][event](self._sid, *data))
 
     def names(self) -> list[str]:
         return self._server.heard[self._sid]
@@ -102,6 +103,22 @@ def test_a_client_cannot_listen_to_a_room_that_it_names(room, sockets):
 
     assert ann.names() == [event.__event_name__ for _handler, event in ANNS_EVENTS]
     assert bob.names() == []
+
+
+@pytest.mark.parametrize("event", ["subscribe_queue", "unsubscribe_queue", "subscribe_bulk_download", "unsubscribe_bulk_download"])
+@pytest.mark.parametrize(
+    "said", [(None,), ("xxx",), ({"queue_id": ["x"], "bulk_download_id": ["x"]},), ({},), ([1],), (), ({"queue_id": "default"}, 2)]
+)
+def test_what_does_not_fit_is_noted_for_who_looks_for_it_and_is_no_error(event, said, sockets, caplog):
+    caplog.set_level(logging.DEBUG, logger="invokeai_saas.swaps.rooms")
+    bob = sockets.client("bob")
+    bob.ask(event, *said)
+    sockets.tell("_handle_queue_event", recalled("bob"))
+
+    assert [(record.levelname, "expected what" in record.getMessage()) for record in caplog.records if record.name.endswith("rooms")] == [
+        ("DEBUG", True)
+    ]
+    assert bob.names() == ["recall_parameters_updated"]
 
 
 def test_a_super_admin_hears_of_models_and_not_of_others_work(sockets):

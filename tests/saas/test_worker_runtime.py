@@ -15,6 +15,7 @@ from saas.worker_fleet import Nursery, Server, await_status, cancel, enqueue, st
 from small_disk import small_disk
 
 from invokeai_saas.workers import registry
+from invokeai_saas.workers.registry import WorkerEnds
 
 pytestmark = pytest.mark.xdist_group("workers")
 
@@ -101,6 +102,24 @@ def test_a_second_signal_gives_the_item_back_at_once(fleet, database, dsn, folde
 
     assert (code, status_of(database, item), took < 15) == (0, "pending", True)
     assert rows(database, "SELECT state FROM job_attempts") == [{"state": "revoked"}]
+
+
+def test_a_worker_that_is_told_to_end_says_at_once_what_it_still_does_and_for_how_long(fleet, database, dsn, folder):
+    worker = fleet.worker(dsn, folder, options={"name": "one"}, drain_seconds=300)
+    item = enqueue(database, "ann", "sleep 60")
+    await_status(database, item, "in_progress", told=worker.story)
+    time.sleep(0.3)
+    worker.signal(signal.SIGTERM)
+    worker.await_log(f"told to end: it claims nothing more, and it finishes what it runs within 300 s: item {item} on one/cpu", seconds=2)
+    wait_for(lambda: instance(database)["reason"] is not None, "a reason", seconds=2, told=worker.story)
+    told = instance(database)
+    with pytest.raises(WorkerEnds, match="it is ending, and may finish what it runs for (300|29.) s more"):
+        registry.ask_to_resume(database, "one/cpu")
+    worker.signal(signal.SIGTERM)
+    worker.await_log("it ends now: what it still runs goes back to the queue", seconds=2)
+    code = worker.wait(30)
+
+    assert (told["status"], code, worker.log().count("told to end")) == ("draining", 0, 1)
 
 
 def test_heartbeats_go_on_while_a_node_holds_pythons_lock(fleet, database, dsn, folder):

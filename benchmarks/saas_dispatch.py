@@ -5,7 +5,7 @@ one machine in one run; the blocks alternate. In every block items are enqueued 
 workers begin, and the clock runs until the last item has ended. Reported: items per second, and what an item costs beyond stock
 InvokeAI. No bound: a real item computes for seconds to minutes. On few cores workers, server and Postgres share what there is.
 
-    python benchmarks/saas_dispatch.py [--items 300] [--rounds 3] [--workers 1,2,4] [--users 6] [--wakeups procrastinate]
+    python benchmarks/saas_dispatch.py [--items 300] [--stock-items 40] [--rounds 3] [--workers 1,2,4] [--users 6] [--wakeups procrastinate]
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def stock_token(server: Server) -> str:
 def main() -> int:
     """Start both, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=300, help="of one block")
+    parser.add_argument("--items", type=int, default=300, help="of one block of ours")
+    parser.add_argument("--stock-items", type=int, default=40, help="of one block of stock, which takes most of a second for each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", default="1,2,4", help="how many at a time, commas between")
     parser.add_argument("--users", type=int, default=6, help="whose items take turns")
@@ -180,12 +181,12 @@ def main() -> int:
         server = stack.enter_context(SaasServer(folder / "ours", variables=variables, arguments=("--no-worker",)))
         token = stock_token(stock_server)
         people = [server.person(f"bench-{number}@example.org") for number in range(asked.users)]
-        stock_block(stock_server, token, 50)
+        stock_block(stock_server, token, 10)
         for count in crews:
             with workers_of(server, count):
                 our_block(server, people, count, 60)
                 for _ in range(asked.rounds):
-                    stock.seconds.append(stock_block(stock_server, token, asked.items))
+                    stock.seconds.append(stock_block(stock_server, token, asked.stock_items))
                     ours[count].seconds.append(our_block(server, people, count, asked.items))
     stock.report(None)
     for side in ours.values():

@@ -33,6 +33,9 @@ _TEXTS = (
     (re.compile(r"Model file not found|Missing model file|no file named .+ found in directory", re.IGNORECASE), "a model is missing"),
 )
 
+# One customer's graphs may all be of the kind that kills a process: so many times as many of them, before it must be the worker.
+ONE_OWNERS = 3
+
 
 class WorkerFault(Exception):
     """A node failed by the operator's fault: the attempt ends without a result, and the item goes to another worker.
@@ -57,10 +60,6 @@ def of(error_type: str, message: str) -> WorkerFault | None:
 
 def _short(message: str) -> str:
     return " ".join(message.split())[:200]
-
-
-# One customer's graphs may all be of the kind that kills a process: so many times as many of them, before it must be the worker.
-ONE_OWNERS = 3
 
 
 @dataclass

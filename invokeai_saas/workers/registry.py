@@ -313,7 +313,6 @@ def _ask(database: PostgresDatabase, name: str, statement: str) -> Registered:
         raise NoSuchWorker(f"expected the name of a living worker, got {name!r}" + (f": {near}?" if near else ""))
 
 
-
 def _nearest(name: str, living: Sequence[str]) -> str | None:
     """A device of the worker that was started under this name, else the name that looks most like it."""
     devices = [each for each in living if each.startswith(f"{name}/")]

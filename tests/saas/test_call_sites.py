@@ -117,6 +117,7 @@ SYSTEM_WORK = {
     "jobs/lost.py::end_attempt": "the items of workers that are gone, of all tenants",
     "jobs/reaper.py::reap": "the items of workers that are gone, of all tenants",
     "jobs/lease.py::demand_wanted": "a worker serves every tenant",
+    "jobs/lease.py::is_settled": "a worker serves every tenant",
     "jobs/lease.py::revoke": "ends the attempt of an item that its owner cancels",
     "operating/doctor_stripe.py::_active": "plans are the same for all",
     "operating/health.py::check_database": "reads the history of migrations",

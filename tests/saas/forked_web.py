@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import socketio
+from engineio.payload import Payload
 from saas.live_saas import Person, SaasServer
 from saas.worker_fleet import Nursery, Worker, as_address
 
@@ -21,6 +22,8 @@ from invokeai_saas.accounts import operator
 from invokeai_saas.accounts.model import Accounts, Role
 from invokeai_saas.db.database import PostgresDatabase
 
+# Python's client ends where an answer to its poll holds more packets than this; a browser reads them all.
+Payload.max_decode_packets = 10_000
 # What NOTIFY is in a process whose notifications all get lost.
 UNSAID = {"NOTIFY": "SELECT %s::text[], %s::text[]"}
 

@@ -143,6 +143,9 @@ class Ears:
         self.user_id = person.user_id
         self.heard: list[tuple[str, dict[str, Any]]] = []
         self._client = socketio.Client(reconnection=False, logger=False, engineio_logger=False)
+        trigger = self._client.eio._trigger_event
+        # Python's client gives each message to a thread of its own: which of them is first would be chance.
+        self._client.eio._trigger_event = lambda event, *args, **how: trigger(event, *args, **{**how, "run_async": False})
         self._client.on("*", lambda name, data: self.heard.append((name, data)))
         self._client.connect(at.url, socketio_path="/ws/socket.io", auth={"token": person.token}, wait_timeout=30)
 

@@ -24,6 +24,7 @@ from invokeai_saas.accounts.setup import verifier_of
 from invokeai_saas.db.migrate import refuse_stale
 from invokeai_saas.db.opening import MAY_BECOME, demand_connection, owner_dsn
 from invokeai_saas.errors import SaasError
+from invokeai_saas.operating import doctor_fleet, doctor_stripe
 from invokeai_saas.operating.redaction import Redactor, secrets_of
 from invokeai_saas.settings import Settings
 from invokeai_saas.storage.opening import open_store
@@ -240,34 +241,6 @@ def models_folder(settings: Settings) -> Path:
     return root / os.environ.get("INVOKEAI_MODELS_DIR", "models")
 
 
-def check_stripe(settings: Settings) -> Iterator[tuple[Level, str, str]]:
-    """Whether what is for sale can be bought."""
-    from invokeai_saas.operating.doctor_stripe import check_stripe as look
-
-    yield from look(settings)
-
-
-def check_wakeups(settings: Settings) -> Iterator[tuple[Level, str, str]]:
-    """Whether idle workers hear of new items. Slow: Celery may be loaded."""
-    from invokeai_saas.operating.doctor_fleet import check_wakeups as look
-
-    yield from look(settings)
-
-
-def check_events(settings: Settings) -> Iterator[tuple[Level, str, str]]:
-    """Whether events reach all processes."""
-    from invokeai_saas.operating.doctor_fleet import check_events as look
-
-    yield from look(settings)
-
-
-def check_workers(settings: Settings) -> Iterator[tuple[Level, str, str]]:
-    """Whether anybody runs jobs."""
-    from invokeai_saas.operating.doctor_fleet import check_workers as look
-
-    yield from look(settings)
-
-
 CHECKS: dict[str, Check] = {
     "settings": check_settings,
     "database": check_database,
@@ -276,10 +249,10 @@ CHECKS: dict[str, Check] = {
     "storage": check_storage,
     "mail": check_mail,
     "sign-in provider": check_oidc,
-    "stripe": check_stripe,
-    "wake-ups": check_wakeups,
-    "events": check_events,
-    "workers": check_workers,
+    "stripe": doctor_stripe.check_stripe,
+    "wake-ups": doctor_fleet.check_wakeups,
+    "events": doctor_fleet.check_events,
+    "workers": doctor_fleet.check_workers,
     "ffmpeg": check_ffmpeg,
     "devices": check_devices,
     "disk": check_disk,

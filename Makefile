@@ -35,8 +35,8 @@ test: setup $(VENV)/.chromium ## all tests, under an hour on 2 cores
 	@# Apart: the SaaS closes nodes and swaps services of InvokeAI in its process, where the pack's tests keep an engine running.
 	@# One more than processors: half of the time these wait for leases, letters and processes that were killed.
 	@$(BIN)/python -m pytest -n $(SAAS_WORKERS) --dist loadgroup tests/saas $(TEST_ARGS)
-	@# Apart: the browser wants the machine to itself, and its driver keeps an event loop running that other tests trip over.
-	@$(BIN)/python -m pytest -p no:xdist tests/browser $(TEST_ARGS)
+	@# Apart: a browser is slow beside other work, and its driver keeps an event loop running that other tests trip over.
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup tests/browser $(TEST_ARGS)
 
 check: $(VENV)/.installed ## lint, types and architecture, under 60 seconds
 	@$(BIN)/ruff check .

@@ -17,7 +17,7 @@ def run(script, *options):
 
 
 def grown(*options):
-    status, text = run("animatediff_memory.py", "--size", "128", *options)
+    status, text = run("animatediff_memory.py", "--size", "128", "--frames", "64", *options)
     return status, float(re.search(r"ratio ([\d.]+)", text)[1])
 
 

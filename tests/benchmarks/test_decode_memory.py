@@ -24,6 +24,7 @@ def test_a_long_clip_needs_no_more_memory_than_a_short_one(script):
     assert difference <= 16 and status == 0
 
 
+@pytest.mark.soak
 @SCRIPTS
 def test_the_memory_test_bites_on_a_decode_that_hoards_frames(script):
     status, difference = measure(script, "--hoard")

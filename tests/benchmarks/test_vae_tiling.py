@@ -32,6 +32,7 @@ def test_our_tiles_are_no_worse_than_diffusers_own_and_show_no_seam(tiled):
     assert difference >= -0.1 and max(in_time, across) <= 3 and line <= 0.25 and status == 0
 
 
+@pytest.mark.soak
 def test_the_tiling_test_bites_on_hard_cuts(tiled):
     status, difference, _, in_time, across, _ = measure("--hard-cuts")
 

@@ -1,4 +1,4 @@
-"""One plain `invokeai-web` with our wheel and one headless Chromium, shared by every test here; without Chromium they fail."""
+"""One plain `invokeai-web` with our wheel and one headless Chromium per worker, shared by the tests there; without Chromium they fail."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ SOFTWARE_GPU = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-sw
 SOFTWARE_GPU += ["--enable-gpu-rasterization"]
 # The machine may be busy with other tests.
 PATIENCE_MS = 180_000
+OF_THE_SAAS = ("test_accounts", "test_billing_page", "test_saas", "test_workers")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the group in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One server, one browser: one worker."""
+    """One browser for each worker, and one plain server: what uses it goes to one worker, the SaaS to the other."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
+            item.add_marker(pytest.mark.xdist_group("saas" if item.path.stem in OF_THE_SAAS else "plain"))
             item.add_marker(pytest.mark.timeout(1500))
 
 

@@ -1,5 +1,6 @@
 """A migrated template on one embedded server per run; each test gets a clone of it and closes what it opened."""
 
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,10 +20,15 @@ from invokeai_saas.db.embedded import stop_embedded
 record_if_asked()
 
 
+# A clone of the template is some hundred small files: in memory they are copied in a fifth of the time.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 << 30
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The server. Not under pytest's own folder, which is closed to the account that Postgres runs as."""
-    with tempfile.TemporaryDirectory(prefix="saas-tests-") as folder:
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    with tempfile.TemporaryDirectory(prefix="saas-tests-", dir=MEMORY if roomy else None) as folder:
         started = Cluster(Path(folder))
         started.template()
         yield started
@@ -34,6 +40,7 @@ def worker_nursery(tmp_path_factory) -> Iterator[Nursery]:
     """What real workers are forked from; half a minute, so tests that use it share an xdist group."""
     with nursery(tmp_path_factory.mktemp("fleet")) as made:
         yield made
+
 
 @pytest.fixture
 def dsn(cluster: Cluster) -> Iterator[str]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import socketio
-from engineio.payload import Payload
+from saas.ears import Ears
 from saas.live_saas import Person, SaasServer
 from saas.worker_fleet import Nursery, Worker, as_address
 
@@ -22,8 +21,6 @@ from invokeai_saas.accounts import operator
 from invokeai_saas.accounts.model import Accounts, Role
 from invokeai_saas.db.database import PostgresDatabase
 
-# Python's client ends where an answer to its poll holds more packets than this; a browser reads them all.
-Payload.max_decode_packets = 10_000
 # What NOTIFY is in a process whose notifications all get lost.
 UNSAID = {"NOTIFY": "SELECT %s::text[], %s::text[]"}
 
@@ -92,7 +89,7 @@ class Deployment:
     statements: dict[str, str] = field(default_factory=dict)
     webs: list[WebProcess] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
-    sockets: list["Ears"] = field(default_factory=list)
+    sockets: list[Ears] = field(default_factory=list)
 
     def __enter__(self) -> "Deployment":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +116,7 @@ class Deployment:
         assert password is not None
         return password
 
-    def listen(self, person: Person, at: WebProcess) -> "Ears":
+    def listen(self, person: Person, at: WebProcess) -> Ears:
         """A socket of this person at that web process."""
         ears = Ears(person, at)
         self.sockets.append(ears)
@@ -134,33 +131,6 @@ class Deployment:
         for worker in self.workers:
             worker.end()
         self.database.close()
-
-
-class Ears:
-    """One socket, and everything it heard in order."""
-
-    def __init__(self, person: Person, at: WebProcess) -> None:
-        self.user_id = person.user_id
-        self.heard: list[tuple[str, dict[str, Any]]] = []
-        self._client = socketio.Client(reconnection=False, logger=False, engineio_logger=False)
-        trigger = self._client.eio._trigger_event
-        # Python's client gives each message to a thread of its own: which of them is first would be chance.
-        self._client.eio._trigger_event = lambda event, *args, **how: trigger(event, *args, **{**how, "run_async": False})
-        self._client.on("*", lambda name, data: self.heard.append((name, data)))
-        self._client.connect(at.url, socketio_path="/ws/socket.io", auth={"token": person.token}, wait_timeout=30)
-
-    def of_item(self, item_id: int) -> list[tuple[str, dict[str, Any]]]:
-        """What it heard of one item."""
-        return [(name, data) for name, data in list(self.heard) if data.get("item_id") == item_id]
-
-    def ended(self) -> set[int]:
-        """Items that it heard the end of."""
-        ends = ("completed", "failed", "canceled")
-        return {data["item_id"] for name, data in list(self.heard) if name == "queue_item_status_changed" and data["status"] in ends}
-
-    def close(self) -> None:
-        """At once: a polite end waits for the poll that is on its way."""
-        self._client.eio.disconnect(abort=True)
 
 
 def work(script: str, runs: int = 1) -> dict[str, Any]:

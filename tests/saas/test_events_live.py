@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from saas.brokers import redis_server
 from saas.browsing import wait_until
-from saas.forked_web import UNSAID, Deployment, Ears, work
+from saas.ears import Ears
+from saas.forked_web import UNSAID, Deployment, work
 from saas.live_saas import Person
 from saas.people import rows
 from saas.worker_fleet import Nursery, nursery, wait_for
@@ -178,7 +179,7 @@ def test_an_account_that_is_closed_at_one_process_is_closed_at_the_other(deploym
     began = time.monotonic()
     status, answer = boss.ask("POST", f"/api/v1/admin/users/{mine[0].user_id}/deactivate")
     assert status == 200, answer
-    wait_until(lambda: not any(ears._client.connected for ears in mine), seconds=20)
+    wait_until(lambda: not any(ears.connected for ears in mine), seconds=20)
 
     # InvokeAI's own look at the logins, every 30 s, would take longer.
     assert time.monotonic() - began < 15

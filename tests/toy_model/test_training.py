@@ -47,6 +47,7 @@ def test_the_fast_block_has_the_blocks_own_gradients():
         assert torch.allclose(fast, own, rtol=1e-4, atol=1e-5 * float(own.abs().max()))
 
 
+@pytest.mark.soak
 def test_a_resumed_run_repeats_an_unbroken_one(small_stage, tmp_path):
     latents = torch.randn(len(split_subjects()[0]) * CLIPS_PER_SUBJECT, 4, 24, 8, 8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

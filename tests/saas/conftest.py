@@ -7,17 +7,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from saas.brokers import RedisServer, redis_server, sqs_server
 from saas.clusters import Cluster
 from saas.people import Person, join
 from saas.statement_recorder import record_if_asked
 from saas.worker_fleet import Nursery, nursery
 
+from invokeai_saas.accounts import passwords
 from invokeai_saas.accounts.model import AccountPolicy, Accounts
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import stop_embedded
 
 record_if_asked()
+
+# Thousands of people sign up here: what a password costs in production, half a second of a core, is for the tests that are about it.
+STRONG, passwords._hasher = passwords._hasher, PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@pytest.fixture
+def strong_passwords(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Passwords cost what they cost in production."""
+    monkeypatch.setattr(passwords, "_hasher", STRONG)
+    passwords._nobodys_hash.cache_clear()
+    yield
+    passwords._nobodys_hash.cache_clear()
 
 
 # A clone of the template is some hundred small files: in memory they are copied in a fifth of the time.

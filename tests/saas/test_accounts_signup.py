@@ -229,7 +229,7 @@ def test_hashes_of_imported_users_are_taken_once_and_replaced(accounts, database
     assert service.login(accounts, email=ANN, password=PASSWORD)
 
 
-def test_a_login_takes_as_long_for_unknown_addresses_as_for_known_ones(accounts):
+def test_a_login_takes_as_long_for_unknown_addresses_as_for_known_ones(accounts, strong_passwords):
     join(accounts, ANN)
 
     def seconds(email):

@@ -37,6 +37,8 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.errors import SaasError
 from invokeai_saas.storage.errors import StorageUnavailable
 
+# One worker builds the schema of every node and route.
+pytestmark = pytest.mark.xdist_group("closed")
 ANN = TokenData(user_id="ann", email="ann@example.com", is_admin=False)
 
 

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 # Engine.IO's packets, and Socket.IO's inside of its messages: github.com/socketio/engine.io-protocol, …/socket.io-protocol
-PING, PONG, CONNECT, EVENT = "2", "3", "40", "42"
+PING, PONG, CONNECT, DISCONNECT, EVENT = "2", "3", "40", "41", "42"
 
 
 class Ears:
@@ -38,6 +38,10 @@ class Ears:
                 text = str(packet)
                 if text == PING:
                     self._socket.send(PONG)
+                elif text == DISCONNECT:
+                    # Whoever was put out hangs up, as a browser does.
+                    self._socket.close_socket()
+                    return
                 elif text.startswith(EVENT):
                     name, data = json.loads(text.removeprefix(EVENT))
                     self.heard.append((name, data))

@@ -37,11 +37,15 @@ def s3_store(url: str, folder: Path, *, bucket: str = BUCKET, secret: str = SECR
 
 @contextmanager
 def moto_server(bucket: str = BUCKET) -> Iterator[tuple[str, ThreadedMotoServer]]:
-    """S3 in this process, with an empty bucket; it lets any signature in."""
+    """S3 in this process, with an empty bucket; it lets any signature in. Moto's memory is the process's, whichever server is asked."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
-    client(url).create_bucket(Bucket=bucket)
+    s3 = client(url)
+    s3.create_bucket(Bucket=bucket)
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for found in page.get("Contents", ()):
+            s3.delete_object(Bucket=bucket, Key=found["Key"])
     try:
         yield url, server
     finally:

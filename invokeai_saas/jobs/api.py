@@ -29,6 +29,7 @@ REPLACED = (
     ("POST", "/v1/queue/{queue_id}/enqueue_batch"),
     ("PUT", "/v1/queue/{queue_id}/retry_items_by_id"),
     ("PUT", "/v1/queue/{queue_id}/cancel_by_batch_ids"),
+    ("POST", "/v1/queue/{queue_id}/items_by_ids"),
     ("GET", "/v1/queue/{queue_id}/i/{item_id}"),
     ("PUT", "/v1/queue/{queue_id}/i/{item_id}/cancel"),
     ("DELETE", "/v1/queue/{queue_id}/i/{item_id}"),
@@ -37,6 +38,7 @@ queue_router = APIRouter(prefix="/v1/queue", tags=["queue"])
 jobs_router = APIRouter(prefix="/v1/jobs", tags=["queue"])
 QueueId = Annotated[str, Path(description="The queue id to perform this operation on")]
 ItemId = Annotated[int, Path(description="The queue item", ge=0, lt=2**63)]
+ItemIds = list[Annotated[int, Field(ge=0, lt=2**63)]]
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A number is over the plan's limit, or cannot be told beforehand"},
     402: {"description": "Not enough credits"},
@@ -89,7 +91,7 @@ def enqueue_batch(
 def retry_items_by_id(
     current_user: CurrentUserOrDefault,
     queue_id: QueueId,
-    item_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Body(description="The queue item ids to retry", max_length=MOST_IDS)],
+    item_ids: Annotated[ItemIds, Body(description="The queue item ids to retry", max_length=MOST_IDS)],
     once: OnceDep,
 ) -> Any:
     """Retry one's own items, all or none: 402 without the credits, 409 when they are too many. Foreign and missing ids are passed over."""
@@ -111,6 +113,21 @@ def cancel_by_batch_ids(
     if not batch_ids:
         return CancelByBatchIDsResult(canceled=0)
     return _queue().cancel_by_batch_ids(queue_id=queue_id, batch_ids=batch_ids, user_id=current_user.user_id)
+
+
+@queue_router.post(
+    "/{queue_id}/items_by_ids",
+    operation_id="get_queue_items_by_item_ids",
+    responses={200: {"model": list[SessionQueueItem]}, 400: {"description": "More than fits into one answer"}},
+)
+def get_queue_items_by_item_ids(
+    current_user: CurrentUserOrDefault,
+    queue_id: QueueId,
+    item_ids: Annotated[ItemIds, Body(embed=True, max_length=MOST_IDS, description="Object containing list of queue item ids to fetch")],
+) -> list[SessionQueueItem]:
+    """One's own items in the order that is asked for, each with its graph. Foreign and missing ids are passed over."""
+    _queue().demand_items_fit(queue_id, item_ids)
+    return [item for item_id in item_ids if (item := _found(queue_id, item_id)) is not None]
 
 
 @queue_router.get(

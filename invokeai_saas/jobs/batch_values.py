@@ -49,16 +49,20 @@ def demand_size_fits(batch: Batch, items: int) -> None:
     # What one item may hold at all, the limit of a request's body says.
     if items <= 1:
         return
-    each = len(batch.graph.model_dump_json(warnings=False)) + sum(_longest(datum.items) for group in batch.data or () for datum in group)
+    each = _bytes(batch.graph.model_dump_json(warnings=False)) + sum(_longest(datum.items) for group in batch.data or () for datum in group)
     if batch.workflow is not None:
-        each += len(batch.workflow.model_dump_json(warnings=False))
+        each += _bytes(batch.workflow.model_dump_json(warnings=False))
     if each * items > MOST_MEGABYTES << 20:
         got = f"{items} items of {each / (1 << 20):.1f} MB"
         raise BadBatch(f"expected at most {MOST_MEGABYTES} MB of graphs in one batch, got {got}: enqueue fewer at a time")
 
 
 def _longest(values: list[Any]) -> int:
-    return max((len(value) if isinstance(value, str) else len(repr(value)) for value in values), default=0)
+    return max((_bytes(value if isinstance(value, str) else repr(value)) for value in values), default=0)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _distinct(items: list[Any]) -> Iterator[Any]:

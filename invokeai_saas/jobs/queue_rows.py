@@ -8,6 +8,7 @@ from invokeai.app.services.session_queue.session_queue_common import SessionQueu
 from psycopg.rows import DictRow
 
 from invokeai_saas.errors import SaasError
+from invokeai_saas.jobs.batch_values import MOST_MEGABYTES
 from invokeai_saas.jobs.routing import ANYWHERE, Route
 from invokeai_saas.wakeups.port import MOST, Wakeup
 
@@ -44,6 +45,15 @@ WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item
 """
 # What idle workers are told of. Somebody else's new item among them is told of twice: one look too many.
 NEW_ITEMS = "SELECT item_id, user_id, tiers FROM session_queue WHERE item_id > %s AND status = 'pending' ORDER BY item_id LIMIT %s"
+# The lengths are known without reading what is stored apart.
+_SIZES = "count(*) AS items, COALESCE(sum(octet_length(session) + COALESCE(octet_length(workflow), 0)), 0)::bigint AS bytes"
+LISTED = f"""
+SELECT {_SIZES} FROM session_queue
+WHERE queue_id = %(queue_id)s AND (%(destination)s::text IS NULL OR destination = %(destination)s)
+"""
+NAMED = f"""
+SELECT {_SIZES} FROM unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue USING (item_id) WHERE queue_id = %(queue_id)s
+"""
 # The item of `current` is any one that runs: InvokeAI takes the first that it finds.
 STATUS = """
 WITH counted AS (
@@ -55,6 +65,16 @@ FROM counted LEFT JOIN session_queue AS current ON counted.status = 'in_progress
 """
 
 
+class ListTooLarge(SaasError):
+    """What was asked for would fill the memory of the process that answers: every item comes with its whole graph."""
+
+    status = 400
+
+    def __init__(self, items: int, size: int) -> None:
+        got, ask = f"{items} items with {size / (1 << 20):.0f} MB", "ask for item_ids or summaries, or for fewer"
+        super().__init__(f"expected at most {MOST_MEGABYTES} MB of graphs in one list, got {got}: {ask}")
+
+
 class QueueFull(SaasError):
     """The items of a request do not all fit; none was enqueued."""
 
@@ -62,6 +82,16 @@ class QueueFull(SaasError):
 
     def __init__(self, *, most: int, would_be: int) -> None:
         super().__init__(f"expected at most {most} pending items, got {would_be}")
+
+
+def demand_list_fits(cursor: Cursor, queue_id: str, *, destination: str | None = None, item_ids: Sequence[int] | None = None) -> None:
+    """Raise ListTooLarge for the items of a destination (of all without one) or, an item as often as it is named, of `item_ids`."""
+    if item_ids is None:
+        row = cursor.execute(LISTED, {"queue_id": queue_id, "destination": destination}).fetchone()
+    else:
+        row = cursor.execute(NAMED, {"queue_id": queue_id, "item_ids": list(item_ids)}).fetchone()
+    if row is not None and row["bytes"] > MOST_MEGABYTES << 20:
+        raise ListTooLarge(row["items"], row["bytes"])
 
 
 def demand_room(cursor: Cursor, *, queue_id: str, user_id: str, wanted: int, most: int) -> None:

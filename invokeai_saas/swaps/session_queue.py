@@ -224,6 +224,17 @@ class PostgresSessionQueue(HeldItems):
         with _as_owner(owner), self._postgres.postgres() as cursor:
             return queue_rows.status(cursor, queue_id, user_id=user_id, owner=owner, sees_all=is_admin)
 
+    def list_all_queue_items(self, queue_id: str, destination: str | None = None) -> list[SessionQueueItem]:
+        """As upstream, up to a size: raises ListTooLarge."""
+        with self._postgres.postgres() as cursor:
+            queue_rows.demand_list_fits(cursor, queue_id, destination=destination)
+        return list(super().list_all_queue_items(queue_id, destination))
+
+    def demand_items_fit(self, queue_id: str, item_ids: list[int]) -> None:
+        """Raise ListTooLarge where these items, each as often as it is named, are too much for one answer."""
+        with self._postgres.postgres() as cursor:
+            queue_rows.demand_list_fits(cursor, queue_id, item_ids=item_ids)
+
     def clear(self, queue_id: str, user_id: str | None = None) -> ClearResult:
         """As upstream; in a tenant's request always of that tenant, an administrator's included: nobody else's worker is told to stop."""
         return super().clear(queue_id, user_id or tenancy.current().user_id)

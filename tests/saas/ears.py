@@ -6,6 +6,7 @@ a full machine keeps a ping waiting: who counts what everybody heard, in order, 
 
 import json
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from saas.live_saas import Person, SaasServer
@@ -23,7 +24,8 @@ class Ears:
         self.user_id = person.user_id
         self.heard: list[tuple[str, dict[str, Any]]] = []
         address = at.url.replace("http", "ws", 1) + "/ws/socket.io/?EIO=4&transport=websocket"
-        self._socket = connect(address, open_timeout=seconds, ping_interval=None, max_size=None)
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(address, open_timeout=seconds, ping_interval=None, max_size=None))
         opened = self._socket.recv(timeout=seconds)
         assert opened[0] == "0", f"expected the handshake of Engine.IO, got {opened!r}"
         self._socket.send(CONNECT + json.dumps({"token": person.token}))
@@ -66,3 +68,4 @@ class Ears:
         """Hang up."""
         self._socket.close_socket()
         self._listening.join()
+        self._open.close()

@@ -4,12 +4,10 @@ SAAS_SOAK_EVENTS=1 is the long one: 4 web processes, 4 workers, 50 users, 2,000 
 """
 
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
@@ -90,11 +88,13 @@ def _key(name: str, data: dict[str, Any]) -> str:
     return f"{name} {({key: value for key, value in data.items() if key not in ('batch_status', 'queue_status', 'image')})}"
 
 
-def run_all(there: Deployment, *, users: int, items: int, script: str, seconds: float) -> None:
-    sockets = sign_up(there, users)
+def run_all(
+    there: Deployment, sockets: list[list[Ears]], *, items: int, script: str, seconds: float, meanwhile: Callable[[], None] = lambda: None
+) -> None:
     enqueued: dict[str, list[int]] = {}
     for mine in sockets:
         enqueued[mine[0].user_id] = enqueue(mine[0].person, script, items)  # type: ignore[attr-defined]
+    meanwhile()
     for mine in sockets:
         for ears in mine:
             wait_for(lambda: ears.ended() >= set(enqueued[ears.user_id]), "the end of all items", seconds=seconds)  # noqa: B023
@@ -109,7 +109,7 @@ def test_two_web_processes_and_two_workers(deployment):
     for _ in range(2):
         deployment.web()
 
-    run_all(deployment, users=3, items=4, script="steps 5; save", seconds=120)
+    run_all(deployment, sign_up(deployment, 3), items=4, script="steps 5; save", seconds=120)
 
 
 def test_without_a_single_notification(deployment):
@@ -118,7 +118,7 @@ def test_without_a_single_notification(deployment):
     for _ in range(2):
         deployment.web()
 
-    run_all(deployment, users=2, items=2, script="steps 5", seconds=120)
+    run_all(deployment, sign_up(deployment, 2), items=2, script="steps 5", seconds=120)
 
 
 @pytest.mark.skipif(not SOAK, reason="SAAS_SOAK_EVENTS=1: the bus itself is tested over both")
@@ -129,7 +129,7 @@ def test_over_redis(deployment, tmp_path):
         for _ in range(2):
             deployment.web()
 
-        run_all(deployment, users=2, items=3, script="steps 5", seconds=120)
+        run_all(deployment, sign_up(deployment, 2), items=3, script="steps 5", seconds=120)
 
 
 def test_a_redis_that_goes_away_loses_no_end_of_an_item(deployment, tmp_path):
@@ -185,20 +185,27 @@ def test_an_account_that_is_closed_at_one_process_is_closed_at_the_other(deploym
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.skipif(not SOAK, reason="set SAAS_SOAK_EVENTS=1: takes half an hour")
-def test_four_and_four_with_fifty_users_and_two_thousand_items(deployment, tmp_path: Path):
+@pytest.mark.skipif(not SOAK, reason="set SAAS_SOAK_EVENTS=1: takes twenty minutes")
+def test_four_and_four_with_fifty_users_and_two_thousand_items(deployment):
     for _ in range(4):
         deployment.web()
-    idle = latencies(deployment, seconds=20)
-    for _ in range(4):
-        deployment.worker()
-    under_load: list[float] = []
-    asking = threading.Thread(target=lambda: under_load.extend(latencies(deployment, seconds=120)), daemon=True)
-    asking.start()
-    run_all(deployment, users=50, items=40, script="steps 2", seconds=3000)
-    asking.join()
-    p95_idle, p95 = (quantiles(each, n=20)[-1] for each in (idle, under_load))
-    print(f"web p95: idle {p95_idle * 1000:.1f} ms, under load {p95 * 1000:.1f} ms")
+    sockets = sign_up(deployment, 50)
+    idle = latencies(deployment, seconds=30)
+    deployment.workers = [deployment.worker() for _ in range(4)]
+    for worker in deployment.workers:
+        worker.await_log("ready")
+    busy: list[float] = []
+    # The items wait as for a GPU: here the web is measured, not how many processes fit on the machine's cores.
+    run_all(
+        deployment,
+        sockets,
+        items=40,
+        script="sleep 1.5; steps 2",
+        seconds=3000,
+        meanwhile=lambda: busy.extend(latencies(deployment, seconds=300)),
+    )
+    p95_idle, p95 = (quantiles(each, n=20)[-1] * 1000 for each in (idle, busy))
+    print(f"web p95: idle {p95_idle:.1f} ms, beside 4 workers {p95:.1f} ms, ratio {p95 / p95_idle:.2f} (bound 2)")
 
 
 def latencies(there: Deployment, *, seconds: float) -> list[float]:

@@ -10,6 +10,7 @@ from invokeai.app.api.dependencies import ApiDependencies
 from invokeai.app.api.routers.session_queue import session_queue_router
 from invokeai.app.services.auth.token_service import TokenData
 from invokeai.app.services.session_queue.session_queue_common import Batch
+from saas.people import rows
 from saas.queues import Events, graph, queue_of
 from saas.rows import status_of
 
@@ -17,6 +18,7 @@ from invokeai_saas.accounts import api
 from invokeai_saas.accounts.rate_limits import RateLimiter
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs.api import REPLACED, queue_router
+from invokeai_saas.jobs.queue_rows import ListTooLarge
 from invokeai_saas.swaps.install import take_away
 
 USER = "x-user"
@@ -96,6 +98,37 @@ def test_a_retry_that_does_not_fit_is_a_conflict(client):
 
     assert (refused.status_code, refused.json()["detail"]) == (409, "expected at most 3 pending items, got 4")
     assert sorted(retried.json()["retried_item_ids"]) == sorted(items[:2])
+
+
+LARGER = "UPDATE session_queue SET session = jsonb_set(session::jsonb, '{graph,id}', to_jsonb(repeat('x', %s)))::text"
+
+
+def test_items_are_given_by_their_numbers_up_to_a_size_and_one_counts_as_often_as_it_is_named(client, database):
+    one, other = sorted(enqueue(client, runs=2).json()["item_ids"])
+    (foreign,) = enqueue(client, user="bob").json()["item_ids"]
+    few = ask(client, "POST", "items_by_ids", body={"item_ids": [other, foreign, one, 10**9]})
+    rows(database, LARGER, 1 << 20)
+    fit = ask(client, "POST", "items_by_ids", body={"item_ids": [one] * 3})
+    many = ask(client, "POST", "items_by_ids", body={"item_ids": [one] * 64})
+    bobs = ask(client, "POST", "items_by_ids", "bob", body={"item_ids": [one] * 64})
+
+    assert [item["item_id"] for item in few.json()] == [other, one]
+    assert [item["item_id"] for item in fit.json()] == [one] * 3
+    assert many.status_code == 400 and "at most 64 MB of graphs in one list, got 64 items with 64 MB" in many.json()["detail"]
+    assert bobs.json() == []
+
+
+def test_all_items_are_listed_up_to_a_size(client, queue, database):
+    enqueue(client, runs=2)
+    with tenancy.as_user("ann"):
+        assert len(queue.list_all_queue_items("default")) == 2
+    rows(database, LARGER, 33 << 20)
+    with tenancy.as_user("ann"):
+        with pytest.raises(ListTooLarge, match="got 2 items with 66 MB: ask for item_ids"):
+            queue.list_all_queue_items("default")
+        assert queue.list_all_queue_items("default", destination="elsewhere") == []
+    with tenancy.as_user("bob"):
+        assert queue.list_all_queue_items("default") == []
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "i/{}"), ("DELETE", "i/{}"), ("PUT", "i/{}/cancel")])

@@ -107,9 +107,10 @@ def test_values_that_fit_go_into_the_graph(server):
     assert read == [1, 2, 3]
 
 
+@pytest.mark.parametrize("letter", ["x", "\ud55c"])
 @pytest.mark.parametrize("where", ["graph", "data"])
-def test_many_copies_of_a_large_graph_are_refused_before_they_are_made(server, database, where):
-    megabyte, graph = "x" * (1 << 20), Graph()
+def test_many_copies_of_a_large_graph_are_refused_before_they_are_made(server, database, where, letter):
+    megabyte, graph = letter * ((1 << 20) // len(letter.encode()) + 1), Graph()
     graph.add_node(StringInvocation(id="text", value=megabyte if where == "graph" else ""))
     data = [[BatchDatum(node_path="text", field_name="value", items=[megabyte, "short"])]] if where == "data" else None
     with pytest.raises(BadBatch, match=rf"at most {MOST_MEGABYTES} MB of graphs in one batch, got \d+ items of 1.0 MB"):

@@ -8,13 +8,17 @@ as start in the minutes that it is worth. It is an estimate: the longest jobs, p
 not in it. Users learn numbers about the others together, nothing about anybody.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from invokeai_saas.db import tenancy
@@ -23,8 +27,11 @@ from invokeai_saas.jobs.background import Looking
 from invokeai_saas.jobs.routing import Place, Route
 from invokeai_saas.workers import registry
 
+Numbers: TypeAlias = NDArray[Any]
 KNOWN_SECONDS = 2.0
 TOLD_EVERY_SECONDS = 5.0
+TOLD_CHANGE = 0.1
+PAUSE_SECONDS = 0.002
 MOST_ITEMS = 50
 # Before anything ran.
 USUAL_SECONDS = 10.0
@@ -73,7 +80,7 @@ class Turn:
     running: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Queue:
     """Everybody's: items that wait by user and tiers, turns by user, workers that are up with whether they are busy, mean seconds."""
 
@@ -84,20 +91,43 @@ class Queue:
 
     def place(self, user_id: str, tiers: tuple[str, ...] | None, turn_number: int) -> tuple[int, float | None]:
         """The place of the user's `turn_number`-th item (from 1) with these tiers, and the seconds that it waits."""
-        workers = [(place, busy) for place, busy in self.workers if place.has_tier_for(Route(tiers=tiers))]  # type: ignore[arg-type]
+        if tiers not in self._rivals:
+            workers = [(place, busy) for place, busy in self.workers if place.has_tier_for(Route(tiers=tiers))]  # type: ignore[arg-type]
+            compete = {route: _compete(route, workers) for items in self.waiting.values() for route in items}
+            rivals = [sum(count for route, count in items.items() if compete[route]) for items in self.waiting.values()]
+            self._rivals[tiers] = workers, np.array(rivals, dtype=np.int64)
+        workers, counts = self._rivals[tiers]
         mine = self.turns.get(user_id, Turn())
-        ahead = turn_number - 1
-        for other_id, items in self.waiting.items():
-            if other_id != user_id:
-                rivals = sum(count for route, count in items.items() if _compete(route, workers))
-                ahead += min(rivals, self._before(mine, self.turns.get(other_id, Turn()), turn_number, len(workers)))
+        before = np.minimum(counts, self._before(mine, turn_number, len(workers)))
+        own = self._numbers.get(user_id)
+        ahead = turn_number - 1 + int(before.sum()) - (0 if own is None else int(before[own]))
         return ahead + 1, self._seconds(mine, ahead, turn_number, workers)
 
-    def _before(self, mine: Turn, other: Turn, turn_number: int, workers: int) -> int:
-        """How many of somebody else's turns come before mine."""
-        first = other.served_at is None or (mine.served_at is not None and other.served_at < mine.served_at)
-        minutes = other.plan_priority - mine.plan_priority
-        return max(0, turn_number - (0 if first else 1) + int(minutes * 60 * workers / self.mean_seconds))
+    def _before(self, mine: Turn, turn_number: int, workers: int) -> Numbers:
+        """How many turns of each user come before mine."""
+        first = np.isneginf(self._served) | (self._served < _at(mine))
+        minutes = self._priorities - mine.plan_priority
+        extra = np.trunc(minutes * 60 * workers / self.mean_seconds).astype(np.int64)
+        turns: Numbers = np.maximum(0, turn_number - np.where(first, 0, 1) + extra)
+        return turns
+
+    @cached_property
+    def _rivals(self) -> dict[tuple[str, ...] | None, tuple[list[tuple[Place, bool]], Numbers]]:
+        """By an item's tiers: the workers that take it, and how many items of each user they could take before it."""
+        return {}
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Where a user stands in the arrays."""
+        return {user_id: number for number, user_id in enumerate(self.waiting)}
+
+    @cached_property
+    def _served(self) -> Numbers:
+        return np.array([_at(self.turns.get(user_id, Turn())) for user_id in self.waiting], dtype=np.float64)
+
+    @cached_property
+    def _priorities(self) -> Numbers:
+        return np.array([self.turns.get(user_id, Turn()).plan_priority for user_id in self.waiting], dtype=np.float64)
 
     def _seconds(self, mine: Turn, ahead: int, turn_number: int, workers: Sequence[tuple[Place, bool]]) -> float | None:
         if not workers:
@@ -107,6 +137,10 @@ class Queue:
         if mine.max_parallel is not None:
             wait = max(wait, max(0, mine.running + turn_number - mine.max_parallel) * self.mean_seconds / mine.max_parallel)
         return wait
+
+
+def _at(turn: Turn) -> float:
+    return -math.inf if turn.served_at is None else turn.served_at.timestamp()
 
 
 def _compete(route: tuple[str, ...] | None, workers: Sequence[tuple[Place, bool]]) -> bool:
@@ -154,7 +188,10 @@ class Waiting:
 
 
 class PositionEvents(Looking):
-    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has changed."""
+    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has moved by more than a tenth: next items by one.
+
+    Every item that ends moves everybody's: told each time, a thousand waiting items would keep the process from answering requests.
+    """
 
     def __init__(
         self,
@@ -166,7 +203,7 @@ class PositionEvents(Looking):
     ) -> None:
         super().__init__(name="saas-positions", every_seconds=every_seconds, trouble="places in the queue are not told")
         self._waiting, self._users_here, self._tell = waiting, users_here, tell
-        self._told: dict[str, list[ItemPosition]] = {}
+        self._told: dict[str, dict[int, ItemPosition]] = {}
 
     def look(self) -> None:
         """Tell whose items moved."""
@@ -174,12 +211,29 @@ class PositionEvents(Looking):
         self._told = {user_id: items for user_id, items in self._told.items() if user_id in here}
         waiting = self._waiting.users()
         for user_id in sorted(here & waiting):
-            items = self._waiting.of(user_id).items
-            known = self._told.get(user_id, [])
-            for item in items:
-                if item not in known:
-                    self._tell(user_id, "gpu_queue_position", item.model_dump())
-            self._told[user_id] = items
+            known, told = self._told.get(user_id, {}), dict[int, ItemPosition]()
+            for item in self._waiting.of(user_id).items:
+                before = known.get(item.queue_item_id)
+                if before is not None and not _has_moved(before, item):
+                    told[item.queue_item_id] = before
+                    continue
+                told[item.queue_item_id] = item
+                self._tell(user_id, "gpu_queue_position", item.model_dump())
+                # Requests go between them.
+                if self._stop.wait(PAUSE_SECONDS):
+                    return
+            self._told[user_id] = told
+
+
+def _has_moved(before: ItemPosition, now: ItemPosition) -> bool:
+    earlier, later = before.estimated_wait_seconds, now.estimated_wait_seconds
+    if earlier is None or later is None:
+        return earlier is not later or _differs(before.position, now.position)
+    return _differs(before.position, now.position) or _differs(earlier, later)
+
+
+def _differs(before: int, now: int) -> bool:
+    return abs(now - before) > before * TOLD_CHANGE
 
 
 def _route(tiers: list[str] | None) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """A user's place in the queue and the expected wait, as numbers that a waiting person can believe."""
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from saas.rows import add_items, add_user
 
 from invokeai_saas.jobs import lease
 from invokeai_saas.jobs.routing import Place
-from invokeai_saas.jobs.waiting import PositionEvents, Queue, Turn, Waiting
+from invokeai_saas.jobs.waiting import ItemPosition, PositionEvents, Queue, QueuePosition, Turn, Waiting, _has_moved
 
 BASIC, LARGE = Place(frozenset({"basic"})), Place(frozenset({"high_performance"}))
 EARLIER, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=1)
@@ -62,6 +63,58 @@ def test_items_for_other_workers_are_not_before_mine():
 
     assert both.place("ann", ("high_performance",), 1) == (1, 10)
     assert both.place("ann", ("dedicated",), 1)[1] is None
+
+
+def one_by_one(there: Queue, user_id: str, turn_number: int) -> int:
+    """The place as it is defined, a user at a time."""
+    mine, ahead = there.turns.get(user_id, Turn()), turn_number - 1
+    for other_id, items in there.waiting.items():
+        if other_id != user_id:
+            other = there.turns.get(other_id, Turn())
+            first = other.served_at is None or (mine.served_at is not None and other.served_at < mine.served_at)
+            minutes = other.plan_priority - mine.plan_priority
+            before = turn_number - (0 if first else 1) + int(minutes * 60 * len(there.workers) / there.mean_seconds)
+            ahead += min(sum(items.values()), max(0, before))
+    return ahead + 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_users_at_once_are_counted_as_one_by_one(seed):
+    rng = random.Random(seed)
+    turns = {
+        f"user-{number}": Turn(rng.choice([0, 0, 10, 20]), served_at=rng.choice([None, EARLIER, EARLIER, LATER]))
+        for number in range(40) if number % 7
+    }  # fmt: skip
+    there = Queue({f"user-{n}": {None: rng.randrange(1, 99)} for n in range(40)}, turns, [(BASIC, True)] * rng.randrange(4), 7.3)
+
+    for user_id in ("user-0", "user-1", "user-39", "nobody"):
+        for number in (1, 2, 50):
+            assert there.place(user_id, None, number)[0] == one_by_one(there, user_id, number)
+
+
+@pytest.mark.parametrize(("before", "now", "told"), [
+    ((1, 10), (1, 10), False), ((2, 20), (1, 20), True), ((9, 90), (8, 90), True), ((1, 0), (1, 1), True),
+    ((300, 90), (290, 90), False), ((300, 90), (269, 90), True), ((300, 90), (300, 80), True), ((300, 90), (300, 82), False),
+    ((3, None), (3, 0), True), ((3, 0), (3, None), True), ((3, None), (3, None), False), ((3, None), (2, None), True),
+])  # fmt: skip
+def test_a_move_of_a_tenth_is_told(before, now, told):
+    earlier, later = (ItemPosition(queue_item_id=1, position=place, estimated_wait_seconds=wait) for place, wait in (before, now))
+
+    assert _has_moved(earlier, later) is told
+
+
+def test_small_moves_add_up_until_they_are_told(database):
+    waiting, told = Waiting(database), []
+    places = iter(range(300, 240, -5))
+    waiting.users = lambda: {"ann"}  # type: ignore[method-assign]
+    waiting.of = lambda _user: QueuePosition(  # type: ignore[method-assign]
+        items=[ItemPosition(queue_item_id=1, position=next(places), estimated_wait_seconds=60)], running=0
+    )
+    events = PositionEvents(waiting, lambda: {"ann"}, lambda _user, _name, data: told.append(data["position"]))
+    for _ in range(10):
+        events.look()
+
+    assert told == [300, 265]
 
 
 @pytest.fixture

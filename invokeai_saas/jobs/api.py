@@ -95,6 +95,7 @@ def retry_items_by_id(
     once: OnceDep,
 ) -> Any:
     """Retry one's own items, all or none: 402 without the credits, 409 when they are too many. Foreign and missing ids are passed over."""
+    _queue().demand_items_fit(queue_id, item_ids)
     mine = [item_id for item_id in item_ids if _found(queue_id, item_id) is not None]
     return once.in_transaction(lambda: _queue().retry_items_by_id(queue_id=queue_id, item_ids=mine))
 

@@ -71,8 +71,8 @@ class ListTooLarge(SaasError):
     status = 400
 
     def __init__(self, items: int, size: int) -> None:
-        got, ask = f"{items} items with {size / (1 << 20):.0f} MB", "ask for item_ids or summaries, or for fewer"
-        super().__init__(f"expected at most {MOST_MEGABYTES} MB of graphs in one list, got {got}: {ask}")
+        got = f"{items} items with {size / (1 << 20):.0f} MB"
+        super().__init__(f"expected at most {MOST_MEGABYTES} MB of graphs at once, got {got}: name fewer items, or ask for their summaries")
 
 
 class QueueFull(SaasError):

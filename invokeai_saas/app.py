@@ -131,7 +131,7 @@ def _listening(app: Any, parts: Parts) -> Sequence[Any]:
 
     from invokeai_saas.events.relay import Relay
 
-    positions = PositionEvents(app.state.saas_waiting, socket_io.users_here, _tell_here)
+    positions = PositionEvents(app.state.saas_waiting, socket_io.sockets_here, _tell_here)
     if parts.bus is None:
         return (positions,)
     return (Relay(parts.bus, lambda event: _services().events.dispatch_here(event), socket_io.users_here), positions)

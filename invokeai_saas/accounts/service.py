@@ -86,16 +86,20 @@ def login(accounts: Accounts, *, email: str, password: str) -> tuple[Account, to
     if account.is_active and account.deleted_at is None and account.email_verified_at is None:
         raise AddressNotVerified
     fresh_hash = passwords.hash_password(password) if passwords.is_outdated(account.password_hash) else account.password_hash
-    return _enter(accounts, account, fresh_hash)
+    return _enter(accounts, account, password, fresh_hash)
 
 
-def _enter(accounts: Accounts, compared: Account, fresh_hash: str) -> tuple[Account, tokens.Tokens]:
+def _enter(accounts: Accounts, compared: Account, password: str, fresh_hash: str) -> tuple[Account, tokens.Tokens]:
     with tenancy.as_system("a login belongs to nobody yet"), accounts.database.postgres() as cursor:
         account = store.by_id(cursor, compared.user_id, lock=True)
-        # A password that was changed, or an account that was closed, while the old one was compared.
-        if account is None or not account.may_enter or account.password_hash != compared.password_hash:
+        # Closed while the hash was compared.
+        if account is None or not account.may_enter:
             raise WrongPassword
-        if fresh_hash != account.password_hash:
+        # Another hash by now: of a new password, or of the same one, which another login stored anew.
+        is_compared = account.password_hash == compared.password_hash
+        if not is_compared and not passwords.verify_password(password, account.password_hash):
+            raise WrongPassword
+        if is_compared and fresh_hash != account.password_hash:
             cursor.execute(REHASH, (fresh_hash, account.user_id))
         cursor.execute(RECORD_LOGIN, (account.user_id,))
         account = _demand(store.by_id(cursor, account.user_id))

@@ -15,11 +15,13 @@ from invokeai.app.services.session_queue.session_queue_common import (
     RetryItemsResult,
     SessionQueueItem,
     SessionQueueItemNotFoundError,
+    SessionQueueItemSummary,
 )
 from pydantic import Field
 
 from invokeai_saas.accounts.api import Caller
 from invokeai_saas.closed.nodes import demand_open
+from invokeai_saas.jobs import queue_rows
 from invokeai_saas.jobs.waiting import QueuePosition, Waiting
 from invokeai_saas.swaps.session_queue import PostgresSessionQueue
 from invokeai_saas.web.idempotency import OnceDep
@@ -30,6 +32,7 @@ REPLACED = (
     ("PUT", "/v1/queue/{queue_id}/retry_items_by_id"),
     ("PUT", "/v1/queue/{queue_id}/cancel_by_batch_ids"),
     ("POST", "/v1/queue/{queue_id}/items_by_ids"),
+    ("POST", "/v1/queue/{queue_id}/item_summaries_by_ids"),
     ("GET", "/v1/queue/{queue_id}/i/{item_id}"),
     ("PUT", "/v1/queue/{queue_id}/i/{item_id}/cancel"),
     ("DELETE", "/v1/queue/{queue_id}/i/{item_id}"),
@@ -40,7 +43,7 @@ QueueId = Annotated[str, Path(description="The queue id to perform this operatio
 ItemId = Annotated[int, Path(description="The queue item", ge=0, lt=2**63)]
 ItemIds = list[Annotated[int, Field(ge=0, lt=2**63)]]
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "A number is over the plan's limit, or cannot be told beforehand"},
+    400: {"description": "A number is over the plan's limit, or cannot be told beforehand, or the graphs are too large together"},
     402: {"description": "Not enough credits"},
     403: {"description": "The plan does not have the feature or the model, or the storage is full"},
     409: {"description": "More than the queue takes, or an Idempotency-Key with another body"},
@@ -95,8 +98,8 @@ def retry_items_by_id(
     once: OnceDep,
 ) -> Any:
     """Retry one's own items, all or none: 402 without the credits, 409 when they are too many. Foreign and missing ids are passed over."""
-    _queue().demand_items_fit(queue_id, item_ids)
-    mine = [item_id for item_id in item_ids if _found(queue_id, item_id) is not None]
+    _queue().demand_items_fit(queue_rows.REPEATED, queue_id, item_ids)
+    mine = [item_id for item_id in dict.fromkeys(item_ids) if _found(queue_id, item_id) is not None]
     return once.in_transaction(lambda: _queue().retry_items_by_id(queue_id=queue_id, item_ids=mine))
 
 
@@ -127,8 +130,23 @@ def get_queue_items_by_item_ids(
     item_ids: Annotated[ItemIds, Body(embed=True, max_length=MOST_IDS, description="Object containing list of queue item ids to fetch")],
 ) -> list[SessionQueueItem]:
     """One's own items in the order that is asked for, each with its graph. Foreign and missing ids are passed over."""
-    _queue().demand_items_fit(queue_id, item_ids)
+    _queue().demand_items_fit(queue_rows.NAMED, queue_id, item_ids)
     return [item for item_id in item_ids if (item := _found(queue_id, item_id)) is not None]
+
+
+@queue_router.post(
+    "/{queue_id}/item_summaries_by_ids",
+    operation_id="get_queue_item_summaries_by_ids",
+    responses={200: {"model": list[SessionQueueItemSummary]}, 400: {"description": "More than fits into one answer"}},
+)
+def get_queue_item_summaries_by_ids(
+    current_user: CurrentUserOrDefault,
+    queue_id: QueueId,
+    item_ids: Annotated[ItemIds, Body(embed=True, max_length=MOST_IDS, description="Object containing list of queue item ids to fetch")],
+) -> list[SessionQueueItemSummary]:
+    """One's own items without their graphs, in the order that is asked for. A summary holds the batch's values: these may be large too."""
+    _queue().demand_items_fit(queue_rows.SUMMARIES, queue_id, item_ids)
+    return cast(list[SessionQueueItemSummary], _queue().get_queue_item_summaries_by_ids(queue_id=queue_id, item_ids=item_ids))
 
 
 @queue_router.get(

@@ -49,20 +49,24 @@ def demand_size_fits(batch: Batch, items: int) -> None:
     # What one item may hold at all, the limit of a request's body says.
     if items <= 1:
         return
-    each = _bytes(batch.graph.model_dump_json(warnings=False)) + sum(_longest(datum.items) for group in batch.data or () for datum in group)
+    # Values are written into the graph and once more beside it.
+    values = sum(_longest(datum.items) for group in batch.data or () for datum in group)
+    each = _written(batch.graph.model_dump_json(warnings=False)) + 2 * values
     if batch.workflow is not None:
-        each += _bytes(batch.workflow.model_dump_json(warnings=False))
+        each += _written(batch.workflow.model_dump_json(warnings=False))
     if each * items > MOST_MEGABYTES << 20:
         got = f"{items} items of {each / (1 << 20):.1f} MB"
         raise BadBatch(f"expected at most {MOST_MEGABYTES} MB of graphs in one batch, got {got}: enqueue fewer at a time")
 
 
 def _longest(values: list[Any]) -> int:
-    return max((_bytes(value if isinstance(value, str) else repr(value)) for value in values), default=0)
+    return max((len(json.dumps(value, default=to_jsonable_python)) for value in values), default=0)
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode(errors="surrogatepass"))
+def _written(text: str) -> int:
+    """The bytes of JSON as InvokeAI writes it into a row: ASCII, with six for each unit of UTF-16 beyond."""
+    plain = len(text.encode("ascii", "ignore"))
+    return plain + 6 * (len(text.encode("utf-16-le", "surrogatepass")) // 2 - plain)
 
 
 def _distinct(items: list[Any]) -> Iterator[Any]:

@@ -45,14 +45,21 @@ WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item
 """
 # What idle workers are told of. Somebody else's new item among them is told of twice: one look too many.
 NEW_ITEMS = "SELECT item_id, user_id, tiers FROM session_queue WHERE item_id > %s AND status = 'pending' ORDER BY item_id LIMIT %s"
-# The lengths are known without reading what is stored apart.
-_SIZES = "count(*) AS items, COALESCE(sum(octet_length(session) + COALESCE(octet_length(workflow), 0)), 0)::bigint AS bytes"
-LISTED = f"""
-SELECT {_SIZES} FROM session_queue
-WHERE queue_id = %(queue_id)s AND (%(destination)s::text IS NULL OR destination = %(destination)s)
-"""
-NAMED = f"""
-SELECT {_SIZES} FROM unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue USING (item_id) WHERE queue_id = %(queue_id)s
+# How many items a request means and how large they are; one counts as often as it is named, for so often is it answered. The lengths are
+# known without reading what is stored apart.
+_VALUES = "COALESCE(octet_length(item.field_values), 0)"
+_WHOLE = f"octet_length(item.session) + COALESCE(octet_length(item.workflow), 0) + {_VALUES}"
+_SIZES = "SELECT count(*) AS items, COALESCE(sum({}), 0)::bigint AS bytes FROM "
+_NAMED = "unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue AS item USING (item_id) WHERE item.queue_id = %(queue_id)s"
+_OF_DESTINATION = "item.queue_id = %(queue_id)s AND (%(destination)s::text IS NULL OR item.destination = %(destination)s)"
+LISTED = f"{_SIZES.format(_WHOLE)} session_queue AS item WHERE {_OF_DESTINATION}"
+NAMED = f"{_SIZES.format(_WHOLE)} {_NAMED}"
+SUMMARIES = f"{_SIZES.format(_VALUES)} {_NAMED}"
+# A called workflow's item is repeated by its root's.
+REPEATED = f"""
+{_SIZES.format(_WHOLE)} unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue AS own USING (item_id)
+JOIN session_queue AS item ON item.item_id = COALESCE(own.root_item_id, own.item_id)
+WHERE own.queue_id = %(queue_id)s
 """
 # The item of `current` is any one that runs: InvokeAI takes the first that it finds.
 STATUS = """
@@ -70,9 +77,9 @@ class ListTooLarge(SaasError):
 
     status = 400
 
-    def __init__(self, items: int, size: int) -> None:
-        got = f"{items} items with {size / (1 << 20):.0f} MB"
-        super().__init__(f"expected at most {MOST_MEGABYTES} MB of graphs at once, got {got}: name fewer items, or ask for their summaries")
+    def __init__(self, items: int, size: int, instead: str) -> None:
+        got = f"{items} items with {size / (1 << 20):.1f} MB"
+        super().__init__(f"expected at most {MOST_MEGABYTES} MB of graphs at once, got {got}: {instead}")
 
 
 class QueueFull(SaasError):
@@ -84,14 +91,11 @@ class QueueFull(SaasError):
         super().__init__(f"expected at most {most} pending items, got {would_be}")
 
 
-def demand_list_fits(cursor: Cursor, queue_id: str, *, destination: str | None = None, item_ids: Sequence[int] | None = None) -> None:
-    """Raise ListTooLarge for the items of a destination (of all without one) or, an item as often as it is named, of `item_ids`."""
-    if item_ids is None:
-        row = cursor.execute(LISTED, {"queue_id": queue_id, "destination": destination}).fetchone()
-    else:
-        row = cursor.execute(NAMED, {"queue_id": queue_id, "item_ids": list(item_ids)}).fetchone()
+def demand_list_fits(cursor: Cursor, sizes: str, instead: str, **values: Any) -> None:
+    """Raise ListTooLarge, which says what to do `instead`, where LISTED, NAMED, SUMMARIES or REPEATED counts too much for one answer."""
+    row = cursor.execute(sizes.encode(), values).fetchone()
     if row is not None and row["bytes"] > MOST_MEGABYTES << 20:
-        raise ListTooLarge(row["items"], row["bytes"])
+        raise ListTooLarge(row["items"], row["bytes"], instead)
 
 
 def demand_room(cursor: Cursor, *, queue_id: str, user_id: str, wanted: int, most: int) -> None:

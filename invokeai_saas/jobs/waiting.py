@@ -91,12 +91,13 @@ class Queue:
 
     def place(self, user_id: str, tiers: tuple[str, ...] | None, turn_number: int) -> tuple[int, float | None]:
         """The place of the user's `turn_number`-th item (from 1) with these tiers, and the seconds that it waits."""
-        if tiers not in self._rivals:
+        known = self._rivals
+        if tiers not in known:
             workers = [(place, busy) for place, busy in self.workers if place.has_tier_for(Route(tiers=tiers))]  # type: ignore[arg-type]
             compete = {route: _compete(route, workers) for items in self.waiting.values() for route in items}
             rivals = [sum(count for route, count in items.items() if compete[route]) for items in self.waiting.values()]
-            self._rivals[tiers] = workers, np.array(rivals, dtype=np.int64)
-        workers, counts = self._rivals[tiers]
+            known[tiers] = workers, np.array(rivals, dtype=np.int64)
+        workers, counts = known[tiers]
         mine = self.turns.get(user_id, Turn())
         before = np.minimum(counts, self._before(mine, turn_number, len(workers)))
         own = self._numbers.get(user_id)
@@ -188,30 +189,34 @@ class Waiting:
 
 
 class PositionEvents(Looking):
-    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has moved by more than a tenth: next items by one.
+    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has moved by more than a tenth, and to a new socket.
 
     Every item that ends moves everybody's: told each time, a thousand waiting items would keep the process from answering requests.
+    Below ten every place is told.
     """
 
     def __init__(
         self,
         waiting: Waiting,
-        users_here: Callable[[], Collection[str]],
+        sockets_here: Callable[[], Mapping[str, Collection[str]]],
         tell: Callable[[str, str, dict[str, Any]], object],
         *,
         every_seconds: float = TOLD_EVERY_SECONDS,
     ) -> None:
         super().__init__(name="saas-positions", every_seconds=every_seconds, trouble="places in the queue are not told")
-        self._waiting, self._users_here, self._tell = waiting, users_here, tell
-        self._told: dict[str, dict[int, ItemPosition]] = {}
+        self._waiting, self._sockets_here, self._tell = waiting, sockets_here, tell
+        # By user: the sockets that heard it, and what of each item was told last.
+        self._told: dict[str, tuple[Collection[str], dict[int, ItemPosition]]] = {}
 
     def look(self) -> None:
         """Tell whose items moved."""
-        here = set(self._users_here())
-        self._told = {user_id: items for user_id, items in self._told.items() if user_id in here}
-        waiting = self._waiting.users()
-        for user_id in sorted(here & waiting):
-            known, told = self._told.get(user_id, {}), dict[int, ItemPosition]()
+        here, waiting = self._sockets_here(), self._waiting.users()
+        self._told = {user_id: told for user_id, told in self._told.items() if user_id in here and user_id in waiting}
+        for user_id in sorted(waiting & set(here)):
+            heard_by, known = self._told.get(user_id, ((), {}))
+            if not set(here[user_id]) <= set(heard_by):
+                known = {}
+            told: dict[int, ItemPosition] = {}
             for item in self._waiting.of(user_id).items:
                 before = known.get(item.queue_item_id)
                 if before is not None and not _has_moved(before, item):
@@ -222,7 +227,7 @@ class PositionEvents(Looking):
                 # Requests go between them.
                 if self._stop.wait(PAUSE_SECONDS):
                     return
-            self._told[user_id] = told
+            self._told[user_id] = here[user_id], told
 
 
 def _has_moved(before: ItemPosition, now: ItemPosition) -> bool:

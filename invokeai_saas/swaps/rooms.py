@@ -53,7 +53,14 @@ class TenantRooms(SocketIO):
 
     def users_here(self) -> set[str]:
         """Who has a socket open in this process."""
-        return {str(info["user_id"]) for info in list(self._socket_users.values())}
+        return set(self.sockets_here())
+
+    def sockets_here(self) -> dict[str, set[str]]:
+        """The sockets that are open in this process, by user."""
+        sockets: dict[str, set[str]] = {}
+        for sid, info in list(self._socket_users.items()):
+            sockets.setdefault(str(info["user_id"]), set()).add(sid)
+        return sockets
 
     async def _handle_sub_queue(self, sid: str, *said: Any) -> None:
         """Looked at and otherwise of no effect: a socket is in its user's room from the start."""

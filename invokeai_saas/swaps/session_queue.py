@@ -227,13 +227,14 @@ class PostgresSessionQueue(HeldItems):
     def list_all_queue_items(self, queue_id: str, destination: str | None = None) -> list[SessionQueueItem]:
         """As upstream, up to a size: raises ListTooLarge."""
         with self._postgres.postgres() as cursor:
-            queue_rows.demand_list_fits(cursor, queue_id, destination=destination)
+            instead = "ask for item_ids, and then for some of the items"
+            queue_rows.demand_list_fits(cursor, queue_rows.LISTED, instead, queue_id=queue_id, destination=destination)
         return list(super().list_all_queue_items(queue_id, destination))
 
-    def demand_items_fit(self, queue_id: str, item_ids: list[int]) -> None:
-        """Raise ListTooLarge where these items, each as often as it is named, are too much for one answer."""
+    def demand_items_fit(self, sizes: str, queue_id: str, item_ids: list[int]) -> None:
+        """Raise ListTooLarge where these items, each as often as it is named, are too much by these `sizes` of queue_rows."""
         with self._postgres.postgres() as cursor:
-            queue_rows.demand_list_fits(cursor, queue_id, item_ids=item_ids)
+            queue_rows.demand_list_fits(cursor, sizes, "name fewer items at a time", queue_id=queue_id, item_ids=item_ids)
 
     def clear(self, queue_id: str, user_id: str | None = None) -> ClearResult:
         """As upstream; in a tenant's request always of that tenant, an administrator's included: nobody else's worker is told to stop."""

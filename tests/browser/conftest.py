@@ -66,6 +66,7 @@ def server(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def chromium_type() -> Iterator[BrowserType]:
     """Playwright's handle for starting Chromium."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         yield playwright.chromium
 
@@ -99,5 +100,4 @@ def page(browser: Browser) -> Page:
     """One English page at a laptop's size."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
     context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
     return context.new_page()

@@ -65,7 +65,6 @@ def someone(browser: Browser, url: str, screenshots: Path) -> Someone:
     """A browser of their own: its cookies and storage are nobody else's."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
     context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
     return Someone(context.new_page(), url, screenshots)
 
 

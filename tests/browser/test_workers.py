@@ -76,7 +76,6 @@ def seat(there: Deployment, name: str, web: WebProcess, browser: Browser, screen
     password = there.add(email)
     context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
     context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
     ui = Someone(context.new_page(), web.url, screenshots)
     ui.log_in(email, password)
     load_workflow(ui)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from argon2 import PasswordHasher
 from saas.brokers import RedisServer, redis_server, sqs_server
+from saas.cheap_passwords import STRONG
 from saas.clusters import Cluster
 from saas.people import Person, join
 from saas.statement_recorder import record_if_asked
@@ -20,9 +20,6 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import stop_embedded
 
 record_if_asked()
-
-# Thousands of people sign up here: what a password costs in production, half a second of a core, is for the tests that are about it.
-STRONG, passwords._hasher = passwords._hasher, PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 @pytest.fixture

@@ -25,12 +25,14 @@ class Ears:
         self.heard: list[tuple[str, dict[str, Any]]] = []
         address = at.url.replace("http", "ws", 1) + "/ws/socket.io/?EIO=4&transport=websocket"
         self._open = ExitStack()
-        self._socket = self._open.enter_context(connect(address, open_timeout=seconds, ping_interval=None, max_size=None))
+        self._socket = self._open.enter_context(connect(address, open_timeout=seconds, ping_interval=None, max_size=None, proxy=None))
         opened = self._socket.recv(timeout=seconds)
         assert opened[0] == "0", f"expected the handshake of Engine.IO, got {opened!r}"
         self._socket.send(CONNECT + json.dumps({"token": person.token}))
-        answer = self._socket.recv(timeout=seconds)
+        while (answer := self._socket.recv(timeout=seconds)) == PING:
+            self._socket.send(PONG)
         assert str(answer).startswith(CONNECT), f"expected to be let in, got {answer!r}"
+        self._fault: Exception | None = None
         self._listening = threading.Thread(target=self._listen, daemon=True)
         self._listening.start()
 
@@ -49,10 +51,14 @@ class Ears:
                     self.heard.append((name, data))
         except ConnectionClosed:
             return
+        except Exception as error:
+            self._fault = error
 
     @property
     def connected(self) -> bool:
         """Whether the server still has it."""
+        if self._fault is not None:
+            raise self._fault
         return self._listening.is_alive()
 
     def of_item(self, item_id: int) -> list[tuple[str, dict[str, Any]]]:

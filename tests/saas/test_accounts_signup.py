@@ -3,6 +3,7 @@
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import bcrypt
@@ -137,6 +138,7 @@ def test_a_login_that_overlaps_a_reset_does_not_survive_it(accounts, database, m
     compare = passwords.verify_password
 
     def reset_meanwhile(password, stored):
+        monkeypatch.setattr(passwords, "verify_password", compare)
         right = compare(password, stored)
         service.reset_password(accounts, secret=secret, password=OTHER_PASSWORD)
         return right
@@ -227,6 +229,25 @@ def test_hashes_of_imported_users_are_taken_once_and_replaced(accounts, database
 
     assert stored.startswith("$argon2id$")
     assert service.login(accounts, email=ANN, password=PASSWORD)
+
+
+@pytest.mark.parametrize(("meanwhile", "enters"), [(PASSWORD, True), (OTHER_PASSWORD, False)])
+def test_a_hash_that_changes_while_it_is_compared_is_compared_again(accounts, database, monkeypatch, meanwhile, enters):
+    """Two first logins of an imported user at once; and a password that its owner changes in between."""
+    ann = join(accounts, ANN)
+    theirs = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    rows(database, "UPDATE users SET password_hash = %s WHERE user_id = %s", theirs, ann.user_id)
+    fresh, outdated = passwords.hash_password(meanwhile), passwords.is_outdated
+
+    def another_one_first(stored):
+        rows(database, "UPDATE users SET password_hash = %s WHERE user_id = %s", fresh, ann.user_id)
+        return outdated(stored)
+
+    monkeypatch.setattr(passwords, "is_outdated", another_one_first)
+    with nullcontext() if enters else pytest.raises(WrongPassword):
+        service.login(accounts, email=ANN, password=PASSWORD)
+
+    assert rows(database, "SELECT password_hash FROM users WHERE user_id = %s", ann.user_id)[0]["password_hash"] == fresh
 
 
 def test_a_login_takes_as_long_for_unknown_addresses_as_for_known_ones(accounts, strong_passwords):

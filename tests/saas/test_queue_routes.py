@@ -112,11 +112,16 @@ def test_items_are_given_by_their_numbers_up_to_a_size_and_one_counts_as_often_a
     many = ask(client, "POST", "items_by_ids", body={"item_ids": [one] * 64})
     bobs = ask(client, "POST", "items_by_ids", "bob", body={"item_ids": [one] * 64})
     retried = ask(client, "PUT", "retry_items_by_id", body=[one] * 64)
+    summaries = ask(client, "POST", "item_summaries_by_ids", body={"item_ids": [one] * 64})
+    rows(database, "UPDATE session_queue SET field_values = to_jsonb(repeat('x', %s))::text", 1 << 20)
+    large = ask(client, "POST", "item_summaries_by_ids", body={"item_ids": [one] * 64})
 
     assert [item["item_id"] for item in few.json()] == [other, one]
     assert [item["item_id"] for item in fit.json()] == [one] * 3
-    assert many.status_code == 400 and "at most 64 MB of graphs at once, got 64 items with 64 MB" in many.json()["detail"]
+    assert many.status_code == 400 and "at most 64 MB of graphs at once, got 64 items with 64." in many.json()["detail"]
     assert (retried.status_code, retried.json()) == (400, many.json())
+    assert (summaries.status_code, len(summaries.json())) == (200, 64)
+    assert (large.status_code, large.json()["detail"].partition(",")[0]) == (400, "expected at most 64 MB of graphs at once")
     assert bobs.json() == []
 
 
@@ -126,7 +131,7 @@ def test_all_items_are_listed_up_to_a_size(client, queue, database):
         assert len(queue.list_all_queue_items("default")) == 2
     rows(database, LARGER, 33 << 20)
     with tenancy.as_user("ann"):
-        with pytest.raises(ListTooLarge, match="got 2 items with 66 MB: name fewer items"):
+        with pytest.raises(ListTooLarge, match="got 2 items with 66.0 MB: ask for item_ids"):
             queue.list_all_queue_items("default")
         assert queue.list_all_queue_items("default", destination="elsewhere") == []
     with tenancy.as_user("bob"):

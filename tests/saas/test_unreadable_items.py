@@ -1,5 +1,7 @@
 """A row whose graph cannot be read stops nobody: not the start, not the reaper, no worker, not its owner; and none is made any more."""
 
+import json
+
 import pytest
 from invokeai.app.invocations.math import AddInvocation
 from invokeai.app.invocations.primitives import StringInvocation
@@ -107,18 +109,22 @@ def test_values_that_fit_go_into_the_graph(server):
     assert read == [1, 2, 3]
 
 
-@pytest.mark.parametrize("letter", ["x", "\ud55c"])
+@pytest.mark.parametrize("letter", ["x", "\ud55c", "\U0001f600"])
 @pytest.mark.parametrize("where", ["graph", "data"])
 def test_many_copies_of_a_large_graph_are_refused_before_they_are_made(server, database, where, letter):
-    megabyte, graph = letter * ((1 << 20) // len(letter.encode()) + 1), Graph()
+    """What is counted is what the rows then hold: ASCII, values of `data` twice."""
+    megabyte, graph = letter * ((1 << 20) // len(json.dumps(letter).strip('"'))), Graph()
     graph.add_node(StringInvocation(id="text", value=megabyte if where == "graph" else ""))
     data = [[BatchDatum(node_path="text", field_name="value", items=[megabyte, "short"])]] if where == "data" else None
-    with pytest.raises(BadBatch, match=rf"at most {MOST_MEGABYTES} MB of graphs in one batch, got \d+ items of 1.0 MB"):
+    each = "2.0" if where == "data" else "1.0"
+    with pytest.raises(BadBatch, match=rf"at most {MOST_MEGABYTES} MB of graphs in one batch, got \d+ items of {each} MB"):
         enqueue(server, Batch(graph=graph, data=data, runs=MOST_MEGABYTES))
     before = rows(database, "SELECT count(*) AS n FROM session_queue")[0]["n"]
     few = enqueue(server, Batch(graph=graph, data=data, runs=2))
 
+    held = rows(database, "SELECT max(octet_length(session) + coalesce(octet_length(field_values), 0)) AS bytes FROM session_queue")
     assert (before, len(few)) == (0, 4 if data else 2)
+    assert held[0]["bytes"] == pytest.approx(float(each) * (1 << 20), rel=0.01)
 
 
 def test_without_reading_this_way_one_row_fails_the_whole_list(server, broken, monkeypatch):

@@ -97,7 +97,7 @@ def test_all_users_at_once_are_counted_as_one_by_one(seed):
     ((300, 90), (290, 90), False), ((300, 90), (269, 90), True), ((300, 90), (300, 80), True), ((300, 90), (300, 82), False),
     ((3, None), (3, 0), True), ((3, 0), (3, None), True), ((3, None), (3, None), False), ((3, None), (2, None), True),
 ])  # fmt: skip
-def test_a_move_of_a_tenth_is_told(before, now, told):
+def test_a_move_of_more_than_a_tenth_is_told(before, now, told):
     earlier, later = (ItemPosition(queue_item_id=1, position=place, estimated_wait_seconds=wait) for place, wait in (before, now))
 
     assert _has_moved(earlier, later) is told
@@ -110,11 +110,32 @@ def test_small_moves_add_up_until_they_are_told(database):
     waiting.of = lambda _user: QueuePosition(  # type: ignore[method-assign]
         items=[ItemPosition(queue_item_id=1, position=next(places), estimated_wait_seconds=60)], running=0
     )
-    events = PositionEvents(waiting, lambda: {"ann"}, lambda _user, _name, data: told.append(data["position"]))
+    here = {"ann": {"tab"}}
+    events = PositionEvents(waiting, lambda: here, lambda _user, _name, data: told.append(data["position"]))
     for _ in range(10):
         events.look()
 
     assert told == [300, 265]
+    here["ann"] = {"tab", "a second one"}
+    events.look()
+    assert told == [300, 265, 250]
+    here["ann"] = {"a second one"}
+    events.look()
+    assert told == [300, 265, 250]
+
+
+def test_an_item_that_waits_again_is_told_again(database):
+    add_user(database, "ann")
+    [item] = add_items(database, "ann", 1)
+    told: list[int] = []
+    clock = iter(range(0, 1000, 10))
+    waiting = Waiting(database, clock=lambda: next(clock))
+    events = PositionEvents(waiting, lambda: {"ann": {"tab"}}, lambda _user, _name, data: told.append(data["position"]))
+    for status in ("pending", "in_progress", "pending", "pending"):
+        rows(database, "UPDATE session_queue SET status = %s WHERE item_id = %s", status, item)
+        events.look()
+
+    assert told == [1, 1]
 
 
 @pytest.fixture
@@ -164,7 +185,7 @@ def test_a_place_that_moves_is_told_once_to_who_is_here(database):
     rows(database, "UPDATE queue_turns SET served_at = now() WHERE user_id = 'ann'")
     told: list[tuple] = []
     clock = iter(range(0, 1000, 10))
-    events = PositionEvents(Waiting(database, clock=lambda: next(clock)), lambda: {"ann"}, lambda *what: told.append(what))
+    events = PositionEvents(Waiting(database, clock=lambda: next(clock)), lambda: {"ann": {"tab"}}, lambda *what: told.append(what))
     events.look()
     events.look()
     rows(database, "UPDATE session_queue SET status = 'canceled' WHERE item_id = %s", first)

@@ -1,7 +1,7 @@
 """Wake-ups over Celery: Redis, or SQS FIFO, one queue per GPU tier. A token is a message of Celery's task protocol.
 
     send: after the commit ─► an outbox in memory ─► a thread ─► Celery ─► Redis | SQS (group: the user; doubles are dropped by item)
-    wait: Redis: BRPOP on all of one's queues │ SQS: a long poll per queue ─► deleted at once
+    wait: Redis: BRPOP on all of one's queues │ SQS: a long poll per queue ─► wait() returns ─► deleted
 
 Not Celery's own worker: it takes messages while this one is busy, and one that it acknowledges late is given to a second worker when the
 visibility timeout passes, however healthy the first one is. What the outbox cannot send is dropped: the row is there, workers look.
@@ -164,6 +164,9 @@ class _RedisSource(Source):
         """Pop: what Redis handed over is gone from it."""
         return self._client.brpop(self._queues, timeout=POLL_SECONDS) is not None
 
+    def acknowledge(self) -> None:
+        """Popped is gone."""
+
     def close(self) -> None:
         """Hang up."""
         self._connection.release()
@@ -175,13 +178,17 @@ class _SqsSource(Source):
     def __init__(self, broker: "_Broker", queue: str) -> None:
         self._connection = broker.connect()
         self._queue = _bound(self._connection, queue)
+        self._message: Any = None
 
     def take(self, seconds: float) -> bool:
-        """Receive one message and delete it."""
-        message = self._queue.get()
-        if message is not None:
-            message.ack()
-        return message is not None
+        """Receive one message, which is invisible to others for now."""
+        self._message = self._queue.get()
+        return self._message is not None
+
+    def acknowledge(self) -> None:
+        """Delete it: a second request, which took as long as the first."""
+        if self._message is not None:
+            self._message.ack()
 
     def close(self) -> None:
         """Hang up."""

@@ -96,6 +96,9 @@ class _Listener(Source):
                 pass
         return True
 
+    def acknowledge(self) -> None:
+        """Fetched is finished."""
+
     def close(self) -> None:
         """Stop listening."""
         self._connection.close()

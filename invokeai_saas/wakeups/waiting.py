@@ -30,7 +30,10 @@ class Source(Protocol):
     """A connection to a broker, used by one thread."""
 
     def take(self, seconds: float) -> bool:
-        """Take and acknowledge one token, waiting so long for it; whether there was one. Raises whatever the client raises."""
+        """Take one token, waiting so long for it; whether there was one. Raises whatever the client raises."""
+
+    def acknowledge(self) -> None:
+        """Have the broker forget what was taken, where taking it was not enough. Who waited works already: nobody waits for this."""
 
     def close(self) -> None:
         """Free the connection."""
@@ -162,6 +165,7 @@ class _Lane:
                 source = source or self._connect()
                 if source.take(SLICE_SECONDS):
                     self._waiter.give()
+                    source.acknowledge()
                 self._waiter.answers()
             except Exception as error:
                 _close(source)

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from saas.waking import until
 
 from invokeai_saas.errors import BadSettings
 from invokeai_saas.operating.redaction import secrets_of
@@ -23,9 +24,10 @@ class Broker:
     """A source in memory that the test fills, breaks and hangs."""
 
     def __init__(self) -> None:
-        self.tokens, self.asked, self.opened, self.closed = 0, 0, 0, 0
-        self.broken, self.hanging = False, threading.Event()
+        self.tokens, self.asked, self.acknowledged, self.opened, self.closed = 0, 0, 0, 0, 0
+        self.broken, self.hanging, self.forgetting = False, threading.Event(), threading.Event()
         self.hanging.set()
+        self.forgetting.set()
 
     def connect(self) -> "Broker":
         self.opened += 1
@@ -44,6 +46,10 @@ class Broker:
             time.sleep(0.005)
         return False
 
+    def acknowledge(self) -> None:
+        self.forgetting.wait()
+        self.acknowledged += 1
+
     def close(self) -> None:
         self.closed += 1
 
@@ -58,6 +64,7 @@ def waiter(broker):
     made = Waiter(broker.connect, hung_seconds=0.5)
     yield made
     broker.hanging.set()
+    broker.forgetting.set()
     made.close()
 
 
@@ -80,6 +87,16 @@ def test_one_token_wakes_one_of_those_who_wait(waiter, broker):
         thread.join()
 
     assert sorted(answers) == [False, False, True]
+
+
+def test_who_waits_works_before_the_broker_has_forgotten_the_token(waiter, broker):
+    broker.forgetting.clear()
+    broker.tokens = 1
+    woken, acknowledged = waiter.wait(5.0), broker.acknowledged
+    broker.forgetting.set()
+    until(lambda: broker.acknowledged == 1)
+
+    assert (woken, acknowledged) == (True, 0)
 
 
 def test_nobody_who_waits_nothing_is_taken(waiter, broker):

@@ -25,6 +25,8 @@ CLAIMS = int(os.environ.get("SAAS_SOAK_CLAIMS", "20"))
 # Two cores that run other tests as well stall anybody now and then: what holds is the best round's.
 ROUNDS = 5
 KILLS = int(os.environ.get("SAAS_SOAK_REDELIVERIES", "2"))
+# Workers of one round: a hundred idle ones would only wait for two cores.
+AT_ONCE = 10
 # As workers have it, and as the servers' background reaps.
 LEASE_SECONDS, REAP_SECONDS = (8.0, 2.0) if os.environ.get("SOAK") else (3.0, 0.5)
 # Half an hour at a lease of a minute: thirty leases. Here of half a second.
@@ -143,24 +145,34 @@ def test_a_flood_is_claimed_once_each_by_all_workers(dsn, database, sender, tran
     assert [each["attempt_no"] for each in attempts] == [1] * len(items)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_item_of_a_killed_worker_is_started_again_within_seconds(dsn, database, sender, transport, transport_address):
-    rng, killed = random.Random(11), {}
-    with crew(dsn, transport_address, KILLS, lease_seconds=LEASE_SECONDS, item_seconds=600) as doomed, reaping(database):
+def killed_and_started_again(dsn: str, database: PostgresDatabase, sender, address: str, count: int, rng: random.Random) -> list[float]:
+    """Kill so many workers with an item each while two others are idle; seconds until each item was started again."""
+    killed: dict[int, float] = {}
+    with crew(dsn, address, count, lease_seconds=LEASE_SECONDS, item_seconds=600) as doomed:
         for _ in doomed:
             enqueue(database, sender, "ann")
         items = {int(worker.says("claimed")[1]): worker for worker in doomed}
-        with crew(dsn, transport_address, 2, lease_seconds=LEASE_SECONDS):
+        with crew(dsn, address, 2, lease_seconds=LEASE_SECONDS):
             for item, worker in items.items():
                 time.sleep(rng.uniform(0, 1.0))
                 worker.process.kill()
                 killed[item] = time.time()
             until(lambda: len(attempts_of(database, list(items))) == 2 * len(items), seconds=90)
     tries = attempts_of(database, list(items))
-    delays = [each["started"] - killed[each["item_id"]] for each in tries if each["attempt_no"] == 2]
-    print(f"{transport}: started again after p50 {statistics.median(delays):.1f} s, p95 {p95(delays):.1f} s, max {max(delays):.1f} s")
 
     assert [each["state"] for each in tries if each["attempt_no"] == 1] == ["lost"] * len(items)
+    return [each["started"] - killed[each["item_id"]] for each in tries if each["attempt_no"] == 2]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_item_of_a_killed_worker_is_started_again_within_seconds(dsn, database, sender, transport, transport_address):
+    rng, delays = random.Random(11), []
+    with reaping(database):
+        while len(delays) < KILLS:
+            delays += killed_and_started_again(dsn, database, sender, transport_address, min(AT_ONCE, KILLS - len(delays)), rng)
+    told = f"p50 {statistics.median(delays):.1f} s, p95 {p95(delays):.1f} s, max {max(delays):.1f} s"
+    print(f"{transport}: {len(delays)} items started again after {told}")
+
     assert (p95(delays) <= AGAIN_P95_SECONDS, max(delays) <= AGAIN_MOST_SECONDS) == (True, True)
 
 

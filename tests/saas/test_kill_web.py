@@ -68,7 +68,7 @@ class Load:
         with suppress(*LOST):
             while not self._over.is_set():
                 chosen = self._rng.random()
-                if chosen < 0.35 and self.pictures:
+                if chosen < 0.35 and len(self.pictures) > 1:
                     self._delete()
                 elif chosen < 0.5:
                     self._video()
@@ -90,8 +90,8 @@ class Load:
             self.videos[answer["video_name"]] = sent
 
     def _delete(self) -> None:
-        """Up to three at once. From the question on nobody knows; from the answer on they are gone."""
-        names = self._rng.sample(sorted(self.pictures), min(3, len(self.pictures)))
+        """Up to three at once, never the last. From the question on nobody knows; from the answer on they are gone."""
+        names = self._rng.sample(sorted(self.pictures), min(3, len(self.pictures) - 1))
         for name in names:
             del self.pictures[name]
         status, answer = self.person.ask("POST", "/api/v1/images/delete", {"image_names": names})
@@ -230,6 +230,7 @@ def test_kills_under_load_lose_nothing_acknowledged_and_leave_nothing_half_done(
     loads = [Load(person, clips, seed + number) for number, person in enumerate(people)]
     for _ in range(KILLS):
         with loads[0].running(), loads[1].running(), loads[2].running():
+            await_work(loads)
             time.sleep(rng.uniform(1.0, 6.0))
             server.kill()
         settle(server)

@@ -182,8 +182,8 @@ def statuses_of(fleet: Fleet, name: str) -> set[str]:
     return {row["status"] for row in found}
 
 
-def stop_in_the_middle(fleet: Fleet, **how) -> None:
-    """An item's worker is stopped whole, the item is done by another one, and the first one wakes up and goes on."""
+def stop_in_the_middle(fleet: Fleet, **how) -> list[psutil.Process]:
+    """An item's worker is stopped whole, and the item is done by another one. The stopped processes, the supervisor's first."""
     late = fleet.worker(options={"name": "late"}, **how)
     # Long enough that a busy machine stops it before it saves; the clock runs on meanwhile, so that it saves as soon as it wakes up.
     item = fleet.enqueue("sleep 3; save; sleep 0.2")
@@ -195,12 +195,12 @@ def stop_in_the_middle(fleet: Fleet, **how) -> None:
     second = fleet.worker(options={"name": "second"})
     await_status(fleet.database, item, "completed", told=second.story)
     second.kill()
-    for process in reversed(stopped):
-        process.resume()
+    return stopped
 
 
 def test_a_worker_that_wakes_up_in_the_middle_discards(fleet):
-    stop_in_the_middle(fleet)
+    for process in reversed(stop_in_the_middle(fleet)):
+        process.resume()
     wait_for(lambda: statuses_of(fleet, "late") == {"available"}, "the late worker to let go")
 
     assert fleet.facts(fleet.items[0])[1] == 1
@@ -208,9 +208,14 @@ def test_a_worker_that_wakes_up_in_the_middle_discards(fleet):
 
 
 def test_without_the_fence_it_does_not_and_the_test_sees_it(fleet):
-    stop_in_the_middle(fleet, statements=NO_FENCE)
-
-    wait_for(lambda: fleet.facts(fleet.items[0])[1] == 2, "a second picture of one item")
+    supervisor, *others = stop_in_the_middle(fleet, statements=NO_FENCE)
+    # The supervisor would hear that the item is lost, and on a busy machine stop its runner before that one saves.
+    for process in others:
+        process.resume()
+    try:
+        wait_for(lambda: fleet.facts(fleet.items[0])[1] == 2, "a second picture of one item")
+    finally:
+        supervisor.resume()
 
 
 def test_cut_off_for_two_leases_its_item_is_done_elsewhere_and_its_own_work_is_refused(fleet, tmp_path_factory):

@@ -5,7 +5,7 @@
 """
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from invokeai_saas.billing.worker import InboxWorker
 from invokeai_saas.credits.events import CreditEvents
 from invokeai_saas.credits.reconcile import BooksCheck
 from invokeai_saas.db import tenancy
+from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.db.embedded import keep_alive, sole_server, stop_embedded
 from invokeai_saas.db.opening import open_database
 from invokeai_saas.db.upstream_schema import refuse_other_upstream, seed_defaults
@@ -79,13 +80,12 @@ def serve(settings: Settings, *, worker: bool = True) -> int:
 def open_server(settings: Settings, *, worker: bool = True) -> Server:
     """Everything up to the listening; one per process, since InvokeAI's application is made when it is imported."""
     database = open_database(settings, migrate_first=True)
-    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips,))
+    accounts = accounts_of(settings, database, access_changed=_access_changed, erasers=(_forget_zips(database),))
     billing = InboxWorker(billing_of(settings, accounts, tell=_tell))
     parts = Parts(
         database=database,
         files=open_files(settings, database),
         accounts=accounts,
-        zips=settings.data_dir / "zips",
         sharing=settings.sharing,
         metering=settings.metering,
         worker=worker,
@@ -323,8 +323,9 @@ def _tell_here(user_id: str, event: str, data: Mapping[str, Any]) -> None:
     _services().events.tell_here(user_id, event, data)
 
 
-def _forget_zips(user_id: str) -> None:
-    _services().bulk_download.forget(user_id)
+def _forget_zips(database: PostgresDatabase) -> Callable[[str], None]:
+    # After the commit: no transaction waits for a store.
+    return lambda user_id: database.on_commit(lambda: _services().bulk_download.forget(user_id))
 
 
 def _stop_work() -> None:

@@ -3,20 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+from invokeai_saas.storage.keys import ZIPS
+
 # S3 refuses an earlier move to Infrequent Access; what is smaller than 128 KiB (thumbnails) stays, and costs less so.
 DAYS_TO_INFREQUENT_ACCESS = 30
 DAYS_TO_ABORT_UPLOADS = 1
+# They are served for an hour; nothing shorter than a day can be asked for.
+DAYS_TO_EXPIRE_ZIPS = 1
 
 
 def bucket_policy(origins: Sequence[str]) -> dict[str, Any]:
     """`lifecycle` and `cors` for put-bucket-lifecycle-configuration and put-bucket-cors. `origins` are the pages' own, never '*'.
 
     Infrequent Access only (decision 24): nothing moves to where a gallery would wait hours for it. Parts of uploads that a killed process
-    left behind go after a day.
+    left behind go after a day, and so do zips that nobody fetched.
     """
     if not origins or any(not origin.startswith(("https://", "http://")) or "*" in origin for origin in origins):
         raise ValueError(f"expected origins like https://studio.example.com, got {list(origins)}")
-    return {"lifecycle": {"Rules": [_infrequent_access(), _abort_uploads()]}, "cors": {"CORSRules": [_playback(origins)]}}
+    return {"lifecycle": {"Rules": [_infrequent_access(), _abort_uploads(), _expire_zips()]}, "cors": {"CORSRules": [_playback(origins)]}}
 
 
 def _infrequent_access() -> dict[str, Any]:
@@ -35,6 +39,10 @@ def _abort_uploads() -> dict[str, Any]:
         "Filter": {"Prefix": ""},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": DAYS_TO_ABORT_UPLOADS},
     }
+
+
+def _expire_zips() -> dict[str, Any]:
+    return {"ID": "expire-zips", "Status": "Enabled", "Filter": {"Prefix": ZIPS}, "Expiration": {"Days": DAYS_TO_EXPIRE_ZIPS}}
 
 
 def _playback(origins: Sequence[str]) -> dict[str, Any]:

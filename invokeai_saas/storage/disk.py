@@ -94,11 +94,13 @@ class DiskStore(ObjectStore):
 
     def list(self, prefix: str) -> Iterator[Found]:
         """See ObjectStore."""
-        for path in sorted(self._objects.rglob("*")):
+        for path in sorted(self._objects.joinpath(*prefix.split("/")[:-1]).rglob("*")):
             key = path.relative_to(self._objects).as_posix()
-            if key.startswith(prefix) and path.is_file():
-                status = path.stat()
-                yield Found(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+            # One that was listed may be gone by now.
+            with suppress(FileNotFoundError):
+                if key.startswith(prefix) and path.is_file():
+                    status = path.stat()
+                    yield Found(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def signed_url(self, key: str, *, user_id: str, seconds: int) -> str:
         """See ObjectStore: relative to the server, for this user only."""

@@ -4,6 +4,7 @@
     users/{user}/videos/{name}.mp4          users/{user}/videos/thumbnails/{name}.webp    users/{user}/videos/sidecars/{name}.json
     users/{user}/workflow_pictures/{id}.{version}.webp       users/{user}/style_preset_pictures/{id}.{version}.webp
     system/style_presets/{id}.{version}.webp                 models/shared/pictures/{id}.{version}.webp
+    zips/{user}/{name}.zip                  what a user fetches once, and no row knows
 
 Pictures of workflows, presets and models can be replaced; each version has a key of its own, so that a failed upload leaves the old one.
 """
@@ -20,6 +21,7 @@ from invokeai_saas.storage.errors import BadName
 Kind = Literal["image", "video", "workflow", "style_preset", "model"]
 Part = Literal["file", "thumbnail", "sidecar"]
 
+ZIPS = "zips/"
 MAX_NAME_BYTES = 200
 MAX_KEY_BYTES = 900
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -58,6 +60,18 @@ class ObjectName:
         if user_id == SYSTEM_USER_ID:
             return check_key(f"system/{self.kind}s/{versioned}")
         return check_key(f"users/{user_id}/{self.kind}_pictures/{versioned}")
+
+
+def zips_of(user_id: str) -> str:
+    """The prefix of a user's zips."""
+    return f"{ZIPS}{check_name(user_id)}/"
+
+
+def zip_key(user_id: str, name: str) -> str:
+    """The key of a zip; raises BadName for a name that no zip has."""
+    if not name.endswith(".zip"):
+        raise BadName(f"expected the name of a zip, got {name[:80]!r}")
+    return check_key(f"{zips_of(user_id)}{check_name(name)}")
 
 
 def check_name(name: str) -> str:

@@ -1,43 +1,38 @@
-"""InvokeAI's zip files of pictures, per user: FOLDER/<digest of the user>/<name>.zip, where nobody else's request looks.
+"""InvokeAI's zip files of pictures, in the store under zips/USER/, where nobody else's request looks and every web process does.
 
-The folder is shared by the processes of one host. A zip is whole or not there, fetched once (InvokeAI's route deletes it after that),
-and gone an hour after it was made.
+A zip is whole or not there, fetched once (InvokeAI's route deletes it after that), and gone an hour after it was made.
 """
 
-import hashlib
-import shutil
-import time
+import logging
+import tempfile
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zipfile import ZipFile
 
 from invokeai.app.services.bulk_download.bulk_download_common import BulkDownloadTargetException
 from invokeai.app.services.bulk_download.bulk_download_default import BulkDownloadService
 from invokeai.app.services.images.images_common import ImageDTO
-from invokeai.app.services.invoker import Invoker
 
 from invokeai_saas.db import tenancy
-from invokeai_saas.storage.errors import BadName
-from invokeai_saas.storage.keys import check_name
+from invokeai_saas.storage.errors import BadName, StorageRefused, StorageUnavailable
+from invokeai_saas.storage.keys import ZIPS, zip_key, zips_of
+from invokeai_saas.storage.port import Found, ObjectStore
 
-EXPIRES_SECONDS = 3600.0
+EXPIRES = timedelta(hours=1)
 MAX_PER_USER = 5
 # Leaves room for the id and the suffix in a name of 200 bytes, four to a character.
 MAX_BOARD_NAME = 38
+logger = logging.getLogger(__name__)
 
 
 class TenantBulkDownloads(BulkDownloadService):
-    """Upstream's service on a folder of the caller's own. `folder` is ours alone: what is too old in it is removed."""
+    """Upstream's service on the caller's own zips in `store`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
         # Upstream's own memory of owners: of this process, and never read here.
         self._download_owners: dict[str, str] = {}
-
-    def start(self, invoker: Invoker) -> None:
-        """Remember the services, and remove what an earlier process left."""
-        super().start(invoker)
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._remove_expired()
 
     def stop(self, *args: object, **kwargs: object) -> None:
         """Zips outlive a restart, for their hour."""
@@ -46,9 +41,10 @@ class TenantBulkDownloads(BulkDownloadService):
         self, image_names: list[str] | None, board_id: str | None, bulk_download_item_id: str | None, user_id: str = "system"
     ) -> None:
         """Make a zip for `user_id`, as that user: what they may not see is not in it."""
-        self._remove_expired()
+        self._remove(ZIPS, lambda found: [each for each in found if not _is_fresh(each)])
         with tenancy.as_user(user_id):
             super().handler(image_names, board_id, bulk_download_item_id, user_id)
+        self._remove(zips_of(user_id), lambda found: sorted(found, key=_made_at)[:-MAX_PER_USER])
         self._download_owners.clear()
 
     def get_owner(self, bulk_download_item_name: str) -> str | None:
@@ -56,64 +52,56 @@ class TenantBulkDownloads(BulkDownloadService):
         return tenancy.current().user_id if self._find(bulk_download_item_name) is not None else None
 
     def get_path(self, bulk_download_item_name: str) -> str:
-        """The caller's own zip; raises BulkDownloadTargetException for what is foreign, expired or was never there."""
-        path = self._find(bulk_download_item_name)
-        if path is None:
+        """The caller's own zip, on this machine; raises BulkDownloadTargetException for what is foreign, expired or was never there."""
+        key = self._find(bulk_download_item_name)
+        if key is None:
             raise BulkDownloadTargetException
-        return str(path)
+        return str(self._store.local_path(key))
 
     def delete(self, bulk_download_item_name: str) -> None:
         """Remove the caller's own zip; somebody else may have been faster."""
-        path = self._find(bulk_download_item_name)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        key = self._find(bulk_download_item_name)
+        if key is not None:
+            self._store.delete([key])
 
     def forget(self, user_id: str) -> None:
         """Remove all zips of a user whose account is erased."""
-        shutil.rmtree(self._folder_of(user_id), ignore_errors=True)
+        self._remove(zips_of(user_id), lambda found: found)
 
     def _create_zip_file(self, image_dtos: list[ImageDTO], bulk_download_item_id: str) -> str:
-        folder, name = self._own_folder(), check_name(f"{bulk_download_item_id}.zip")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        growing = folder / f"{name}.part"
-        try:
+        name = f"{bulk_download_item_id}.zip"
+        key = zip_key(tenancy.current().user_id or "", name)
+        with tempfile.TemporaryDirectory() as folder:
+            growing = Path(folder) / "pictures.zip"
             with ZipFile(growing, "w") as archive:
                 for image in image_dtos:
                     archive.write(
                         self._invoker.services.images.get_path(image.image_name), f"{image.image_category.value}/{image.image_name}"
                     )
-            growing.replace(folder / name)
-        finally:
-            growing.unlink(missing_ok=True)
-        for old in sorted(folder.glob("*.zip"), key=_made_at)[:-MAX_PER_USER]:
-            old.unlink(missing_ok=True)
+            self._store.put_file(key, growing, "application/zip")
         return name
 
     def _get_clean_board_name(self, board_id: str) -> str:
         return str(super()._get_clean_board_name(board_id))[:MAX_BOARD_NAME]
 
-    def _find(self, name: str) -> Path | None:
+    def _find(self, name: str) -> str | None:
         try:
-            path = self._own_folder() / check_name(name)
+            key = zip_key(tenancy.current().user_id or "", name)
         except BadName:
             return None
-        is_good = path.suffix == ".zip" and path.is_file() and not path.is_symlink()
-        return path if is_good and _made_at(path) > time.time() - EXPIRES_SECONDS else None
+        return key if any(found.key == key and _is_fresh(found) for found in self._store.list(key)) else None
 
-    def _own_folder(self) -> Path:
-        return self._folder_of(tenancy.current().user_id or "")
-
-    def _folder_of(self, user_id: str) -> Path:
-        return self._folder / hashlib.sha256(user_id.encode()).hexdigest()[:32]
-
-    def _remove_expired(self) -> None:
-        for file in self._folder.glob("*/*"):
-            if _made_at(file) <= time.time() - EXPIRES_SECONDS:
-                file.unlink(missing_ok=True)
+    def _remove(self, prefix: str, choose: Callable[[Iterable[Found]], Iterable[Found]]) -> None:
+        """A store that does not answer is no failure: what is expired is not served, and goes with the next."""
+        try:
+            self._store.delete([found.key for found in choose(self._store.list(prefix))])
+        except (StorageUnavailable, StorageRefused) as error:
+            logger.warning("zips of pictures are left to the next: %s", error)
 
 
-def _made_at(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def _is_fresh(found: Found) -> bool:
+    return _made_at(found) > datetime.now(UTC) - EXPIRES
+
+
+def _made_at(found: Found) -> datetime:
+    return found.changed_at

@@ -31,7 +31,6 @@ class Parts:
     database: PostgresDatabase
     files: Files
     accounts: Accounts
-    zips: Path
     sharing: bool
     # Plans gate and credits are held; without it everybody may everything.
     metering: bool = True
@@ -100,7 +99,7 @@ def _factories(parts: Parts) -> dict[str, Callable[..., Any]]:
         "ImageMoveService": lambda **_: NoImageMoves(),
         "ImageService": lambda: BatchedImages(database),
         "VideoService": lambda: BatchedVideos(database),
-        "BulkDownloadService": lambda: TenantBulkDownloads(parts.zips),
+        "BulkDownloadService": lambda: TenantBulkDownloads(files.store),
         "MemoryInvocationCache": TenantInvocationCache,
         "ObjectSerializerForwardCache": TenantObjects,
         # A closed node is refused at the door and once more when it is run, wherever its graph came from.

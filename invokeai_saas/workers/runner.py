@@ -59,7 +59,6 @@ class Runner:
             database=self._database,
             files=files,
             accounts=Accounts(self._database),
-            zips=Path(wish.folder) / "zips",
             sharing=settings.sharing,
             metering=settings.metering,
             bus=self._bus,

@@ -245,7 +245,7 @@ class Maker:
         """A zip of pictures."""
         name = self.post("/api/v1/images/download", {"image_names": [image]})["bulk_download_item_name"]
         end = time.monotonic() + 60
-        while not list(self.server.folder.glob(f"zips/*/{name}")):
+        while not list(self.server.folder.glob(f"{STORE}/zips/*/{name}")):
             assert time.monotonic() < end
             time.sleep(0.1)
         return {"zip": name}
@@ -269,7 +269,6 @@ def snapshot(server: SaasServer, database: PostgresDatabase, user_id: str) -> di
     found: dict[str, Any] = {name: rows(database, f"SELECT * FROM {name} WHERE user_id = %s", user_id) for name in tables}
     found |= {name: rows(database, OF_BOARDS.format(name), user_id) for name in ("board_images", "board_videos")}
     kept = {name: sorted(repr({k: v for k, v in row.items() if k not in PASSING}) for row in each) for name, each in found.items()}
-    zips = hashlib.sha256(user_id.encode()).hexdigest()[:32]
-    files = [*server.folder.glob(f"{STORE}/users/{user_id}/**/*"), *server.folder.glob(f"zips/{zips}/*")]
+    files = [*server.folder.glob(f"{STORE}/users/{user_id}/**/*"), *server.folder.glob(f"{STORE}/zips/{user_id}/*")]
     assert files
     return kept | {"files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}}

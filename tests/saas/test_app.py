@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from saas.live_saas import ADMIN, Person, SaasServer
+from saas.waking import until
 
 pytestmark = pytest.mark.xdist_group("live-saas")
 
@@ -82,6 +83,17 @@ def test_a_deleted_picture_leaves_neither_row_nor_file(server, ann):
     assert stored and status == 200
     assert not list(server.folder.glob(f"files/**/{name}"))
     assert ann.ask("GET", f"/api/v1/images/i/{name}")[0] == 404
+
+
+def test_a_closed_account_leaves_no_zip_of_pictures(server):
+    dora = server.person("dora@example.org")
+    name = dora.upload("pink.png", picture("pink"))["image_name"]
+    made = dora.ask("POST", "/api/v1/images/download", {"image_names": [name]})[1]["bulk_download_item_name"]
+    until(lambda: bool(list(server.folder.glob(f"files/objects/zips/{dora.user_id}/{made}"))))
+    status, _ = server.admin().ask("DELETE", f"/api/v1/admin/users/{dora.user_id}")
+
+    assert status == 200
+    assert not list(server.folder.rglob(made))
 
 
 @pytest.mark.parametrize("path", ["/api/v1/images/", "/api/v1/boards/?all=true", "/api/v1/queue/default/status", "/api/v1/auth/me"])

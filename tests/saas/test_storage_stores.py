@@ -102,6 +102,9 @@ def test_a_listing_keeps_to_its_prefix_and_tells_sizes(store):
     store.put("users/anna/images/x.png", b"1", "image/png")
 
     assert [(found.key, found.bytes) for found in store.list("users/ann/")] == [(KEY, 5)]
+    assert {prefix: len(list(store.list(prefix))) for prefix in ("", "us", "users/ann", KEY, "users/bob/", "zips/")} == {
+        "": 2, "us": 2, "users/ann": 2, KEY: 1, "users/bob/": 0, "zips/": 0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", TRICKS)
@@ -237,7 +240,9 @@ def test_the_bucket_rules_are_such_that_a_server_takes_them(moto_url):
         for move in rule.get("Transitions", [])
     }
 
-    assert classes == {"STANDARD_IA"}
+    expiring = [rule["ID"] for rule in rules["lifecycle"]["Rules"] if "Expiration" in rule and rule["Filter"] == {"Prefix": "zips/"}]
+
+    assert (classes, expiring) == ({"STANDARD_IA"}, ["expire-zips"])
     assert s3.get_bucket_cors(Bucket=BUCKET)["CORSRules"][0]["AllowedOrigins"] == ["https://studio.example.com"]
 
 

@@ -26,13 +26,14 @@ from invokeai.app.services.urls.urls_default import LocalUrlService
 from invokeai.app.services.video_records.video_records_sqlite import SqliteVideoRecordStorage
 from PIL import Image
 from saas.rows import add_user
-from saas.stores import disk_store
+from saas.stores import disk_store, moto_server, s3_store
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import TenantContextMissing
+from invokeai_saas.storage.errors import StorageUnavailable
 from invokeai_saas.storage.files import Files
-from invokeai_saas.swaps.bulk_download import EXPIRES_SECONDS, MAX_PER_USER, TenantBulkDownloads
+from invokeai_saas.swaps.bulk_download import EXPIRES, MAX_PER_USER, TenantBulkDownloads
 from invokeai_saas.swaps.image_files import StoredImageFiles
 from invokeai_saas.swaps.invocation_cache import TenantInvocationCache
 from invokeai_saas.swaps.tensors import TenantObjects
@@ -69,7 +70,7 @@ def services(database: PostgresDatabase, tmp_path: Path) -> SimpleNamespace:
         conditioning=SimpleNamespace(on_deleted=lambda callback: None),
         configuration=SimpleNamespace(image_subfolder_strategy="flat", pil_compress_level=1, node_cache_size=10, multiuser=True),
         invocation_cache=TenantInvocationCache(max_cache_size=10),
-        bulk_download=TenantBulkDownloads(tmp_path / "downloads"),
+        bulk_download=TenantBulkDownloads(disk_store(tmp_path)),
     )
     invoker = SimpleNamespace(services=made)
     for name in ("image_files", "images", "invocation_cache", "bulk_download"):
@@ -249,7 +250,7 @@ def test_a_zip_is_gone_after_an_hour_and_swept_with_the_next(services):
     name = make_zip(services, "ann", [save_image(services, "ann")])
     with tenancy.as_user("ann"):
         path = Path(services.bulk_download.get_path(name))
-        os.utime(path, (time.time() - EXPIRES_SECONDS - 1,) * 2)
+        os.utime(path, (time.time() - EXPIRES.total_seconds() - 1,) * 2)
         assert services.bulk_download.get_owner(name) is None
     make_zip(services, "bob", [save_image(services, "bob")])
 
@@ -264,16 +265,35 @@ def test_a_user_has_so_many_zips_at_a_time_and_none_after_leaving(services, tmp_
     services.bulk_download.forget("ann")
 
     assert len(kept) == MAX_PER_USER and names[-1] in kept
-    assert list((tmp_path / "downloads").rglob("*.zip")) == []
+    assert list(tmp_path.rglob("*.zip")) == []
 
 
-def test_another_process_of_the_host_serves_the_zip(services, tmp_path):
-    name = make_zip(services, "ann", [save_image(services, "ann")])
-    other = TenantBulkDownloads(tmp_path / "downloads")
-    other.start(SimpleNamespace(services=services))
+def test_a_server_of_another_host_serves_the_zip_once(services, tmp_path):
+    picture = save_image(services, "ann")
+    with moto_server() as (url, _):
+        here, there = (TenantBulkDownloads(s3_store(url, tmp_path / host)) for host in ("here", "there"))
+        services.bulk_download = here
+        here.start(SimpleNamespace(services=services))
+        name = make_zip(services, "ann", [picture])
+        with tenancy.as_user("bob"):
+            assert there.get_owner(name) is None
+        with tenancy.as_user("ann"):
+            assert there.get_owner(name) == "ann"
+            assert zipfile.ZipFile(there.get_path(name)).namelist() == [f"general/{picture}"]
+            there.delete(name)
+            with pytest.raises(BulkDownloadTargetException):
+                here.get_path(name)
 
-    with tenancy.as_user("ann"):
-        assert other.get_owner(name) == "ann"
+
+def test_a_store_that_is_away_fails_the_zip_and_says_so(services, tmp_path):
+    picture = save_image(services, "ann")
+    services.bulk_download = TenantBulkDownloads(s3_store("http://127.0.0.1:9", tmp_path / "away"))
+    services.bulk_download.start(SimpleNamespace(services=services))
+    with pytest.raises(StorageUnavailable):
+        make_zip(services, "ann", [picture])
+    services.bulk_download.forget("ann")
+
+    assert [what for what, _name, _user_id in services.events.told] == ["started", "error"]
 
 
 def test_a_board_with_a_long_name_is_zipped(services):

@@ -17,8 +17,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from saas.browsing import wait_until
 from saas.conftest import cluster, database, dsn, open_database  # noqa: F401 - fixtures
+from saas.patience import until
 from saas.people import OTHER_PASSWORD, PASSWORD, join, letters, rows
 
 from invokeai_saas.accounts import api
@@ -254,7 +254,7 @@ def test_tabs_that_stay_open_go_on_with_one_refresh_at_a_time(hasty_site: Site, 
     assert rows(hasty_site.database, "SELECT 1 FROM refresh_families WHERE revoked_at IS NOT NULL") == []
     assert rows(hasty_site.database, "SELECT 1 FROM audit_log WHERE action = 'refresh_token_reused'") == []
     # A tab reads another tab's writes to the storage a moment later, wherever the tabs are processes of their own.
-    wait_until(lambda: len({token_of(page) for page in pages}) == 1, seconds=5)
+    until(lambda: len({token_of(page) for page in pages}) == 1)
     assert token_of(pages[0]) != stale
 
 

@@ -20,8 +20,9 @@ from aiosmtpd.controller import Controller
 from live_interface import TOY
 from live_server import REPOSITORY
 from playwright.sync_api import Browser, expect
-from saas.browsing import Mailbox, Someone, wait_until
+from saas.browsing import Mailbox, Someone
 from saas.live_saas import ADMIN, SaasServer
+from saas.patience import until
 from saas.people import PASSWORD, rows
 from tiny_graph import text_to_video
 
@@ -234,7 +235,7 @@ def ended(stayed: Stayed, ann: Joined, admin: Start, saas: SaasServer) -> Ended:
     item_id = begin_long_job(ui)
     began = time.monotonic()
     deactivated = admin.ui.ask(f"/api/v1/admin/users/{ann.me['user_id']}/deactivate", "POST")[0]
-    stop_seconds = wait_until(lambda: f"stopping work on item {item_id}:" in saas.log(), seconds=30)
+    stop_seconds = until(lambda: f"stopping work on item {item_id}:" in saas.log())
     ui.page.wait_for_url("**/login", timeout=30_000)
     signed_out = time.monotonic() - began
     token, steps_seen = ui.token(), len(ui.progress)

@@ -16,10 +16,11 @@ import pytest
 from live_interface import TOY
 from live_server import REPOSITORY
 from playwright.sync_api import Browser, expect
-from saas.browsing import Someone, wait_until
+from saas.browsing import Someone
 from saas.clusters import Cluster
 from saas.forked_web import Deployment, WebProcess
 from saas.live_saas import ADMIN
+from saas.patience import until
 from saas.people import rows
 from saas.worker_fleet import nursery
 
@@ -59,7 +60,7 @@ def install_toy(web: WebProcess) -> None:
     admin = web.sign_in(ADMIN, web.admin_password())
     status, job = admin.ask("POST", f"/api/v2/models/install?source={TOY_MODEL}&inplace=true", {"name": TOY})
     assert status == 201, job
-    wait_until(lambda: admin.get(f"/api/v2/models/install/{job['id']}")["status"] == "completed", seconds=120)
+    until(lambda: admin.get(f"/api/v2/models/install/{job['id']}")["status"] == "completed", seconds=120)
 
 
 @dataclass
@@ -164,12 +165,12 @@ def canceled(there: Deployment, made: Made, seats: tuple[Seat, Seat]) -> Cancele
     ui.page.get_by_role("button", name="Cancel Current Item").first.click()
     began = time.monotonic()
     attempt = "SELECT state FROM job_attempts WHERE item_id = %s"
-    wait_until(lambda: rows(there.database, attempt, item_id) != [{"state": "running"}], seconds=30)
+    until(lambda: rows(there.database, attempt, item_id) != [{"state": "running"}])
     seconds = time.monotonic() - began
     seats[1].ui.invoke_button.click()
     ui.picture("workers-6-canceled")
     newest = "SELECT count(*) AS items FROM session_queue WHERE user_id = %s"
-    wait_until(lambda: rows(there.database, newest, seats[1].user_id) == [{"items": 2}], seconds=30)
+    until(lambda: rows(there.database, newest, seats[1].user_id) == [{"items": 2}])
     next_status = seats[1].ui.wait_for_item(seconds=120)["status"]
     return Canceled(
         attempt=rows(there.database, attempt, item_id)[0]["state"],

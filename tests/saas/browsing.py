@@ -5,10 +5,10 @@ from __future__ import annotations
 import email
 import email.policy
 import time
-from collections.abc import Callable
 from typing import Any
 
 from live_interface import Interface
+from saas.patience import until
 
 OPEN = ("pending", "waiting", "in_progress")
 
@@ -26,17 +26,8 @@ class Mailbox:
 
     def wait_for_one(self) -> email.message.EmailMessage:
         """The first letter, as soon as there is one."""
-        wait_until(lambda: bool(self.arrived), seconds=60)
+        until(lambda: bool(self.arrived))
         return self.arrived[0]
-
-
-def wait_until(true: Callable[[], bool], *, seconds: float) -> float:
-    """Ask again and again; returns the seconds that it took, fails after `seconds`."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"still not so after {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - began
 
 
 class Someone(Interface):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from saas.live_saas import ADMIN, Person, SaasServer
-from saas.waking import until
+from saas.patience import until
 
 pytestmark = pytest.mark.xdist_group("live-saas")
 

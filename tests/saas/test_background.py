@@ -2,19 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
+from saas.patience import PATIENCE_SECONDS, until
 
 from invokeai_saas.db import tenancy
 from invokeai_saas.jobs.background import Background
-
-
-def until(true: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "expected it to happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def test_a_job_that_need_not_be_alone_is_not(open_database):
     together = threading.Barrier(2)
     loops = [Background(open_database()) for _ in range(2)]
     for loop in loops:
-        loop.add("work", 0.02, lambda: together.wait(10), alone=False)
+        loop.add("work", 0.02, lambda: together.wait(PATIENCE_SECONDS), alone=False)
         loop.start()
     until(lambda: all(loop.ticks()["work"].runs >= 1 for loop in loops))
     together.abort()
@@ -131,7 +124,7 @@ def test_stop_finishes_the_job_that_runs_and_begins_no_other(database):
     loop = Background(database)
     loop.add("work", 0.01, work)
     loop.start()
-    assert began.wait(10)
+    assert began.wait(PATIENCE_SECONDS)
     loop.stop()
     ends = len(ended)
     time.sleep(0.3)

@@ -1,7 +1,6 @@
 """Called workflows stay with the worker that has their tensors; when it is gone they start over, and what it still does counts not."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import pytest
 from invokeai.app.services.workflow_records.workflow_records_common import WorkflowCategory
 from saas import plan_graphs as graphs
 from saas.chains import attempts_of, item_of, worker
+from saas.patience import PATIENCE_SECONDS, until
 from saas.people import rows
 from saas.rows import AT_ONCE, add_user, status_of
 from saas.stepping import STEPS, Server
@@ -60,13 +60,6 @@ def start(open_database, monkeypatch) -> Iterator[Callable[..., Server]]:
             server.processor.stop()
 
 
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "expected it to happen in time"
-        time.sleep(0.02)
-
-
 def enqueue(server: Server) -> int:
     add_user(server.database, "ann")
     with tenancy.as_user("ann"):
@@ -85,7 +78,7 @@ def begin_call(server: Server) -> tuple[int, int]:
     """A root whose called workflow is in the middle of its step."""
     root = enqueue(server)
     server.processor._poll_now()
-    assert STEPS["running"].wait(20)
+    assert STEPS["running"].wait(PATIENCE_SECONDS)
     [child] = calls_of(server, root)
     return root, child
 
@@ -117,7 +110,7 @@ def test_a_called_workflow_may_run_where_its_caller_may(start):
     root = enqueue(first)
     rows(first.database, "UPDATE session_queue SET tiers = '{basic}', needs_memory_mb = 5, needs_models = '{a}'")
     first.processor.start(first.invoker)
-    assert STEPS["running"].wait(20)
+    assert STEPS["running"].wait(PATIENCE_SECONDS)
     [child] = calls_of(first, root)
     wanted = [(row["tiers"], row["needs_memory_mb"], row["needs_models"]) for row in (item_of(first.database, i) for i in (root, child))]
 

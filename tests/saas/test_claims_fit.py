@@ -153,7 +153,7 @@ def test_a_worker_that_can_take_nothing_waits_for_nobodys_turn(database, dsn):
         other.execute("SELECT 1 FROM queue_turns FOR UPDATE")
 
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(claims, database, Capability(tiers=("basic",))).result(timeout=10) == []
+            assert pool.submit(claims, database, Capability(tiers=("basic",))).result(timeout=60) == []
 
 
 def test_what_is_pinned_goes_to_that_life_of_a_worker_only(database):

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from saas.brokers import redis_server
-from saas.browsing import wait_until
 from saas.ears import Ears
 from saas.forked_web import UNSAID, Deployment, work
 from saas.live_saas import Person
+from saas.patience import until
 from saas.people import rows
-from saas.worker_fleet import Nursery, nursery, wait_for
+from saas.worker_fleet import Nursery, nursery
 
 pytestmark = [pytest.mark.xdist_group("fleet"), pytest.mark.timeout(3600)]
 SOAK = os.environ.get("SAAS_SOAK_EVENTS") == "1"
@@ -97,7 +97,7 @@ def run_all(
     meanwhile()
     for mine in sockets:
         for ears in mine:
-            wait_for(lambda: ears.ended() >= set(enqueued[ears.user_id]), "the end of all items", seconds=seconds)  # noqa: B023
+            until(lambda: ears.ended() >= set(enqueued[ears.user_id]), "the end of all items", seconds=seconds)  # noqa: B023
     time.sleep(1.5)
 
     demand_own_events_in_order(sockets, enqueued)
@@ -139,13 +139,13 @@ def test_a_redis_that_goes_away_loses_no_end_of_an_item(deployment, tmp_path):
         deployment.web()
         [[ears]] = sign_up(deployment, 1)
         item_ids = enqueue(ears.person, "steps 4", 2)  # type: ignore[attr-defined]
-        wait_until(lambda: any(name == "invocation_progress" for name, _data in ears.heard), seconds=60)
+        until(lambda: any(name == "invocation_progress" for name, _data in ears.heard))
         server.stop()
         done = "SELECT count(*) AS items FROM session_queue WHERE status = 'completed'"
-        wait_until(lambda: rows(deployment.database, done) == [{"items": 2}], seconds=60)
+        until(lambda: rows(deployment.database, done) == [{"items": 2}])
         server.start()
 
-        wait_until(lambda: ears.ended() >= set(item_ids), seconds=30)
+        until(lambda: ears.ended() >= set(item_ids))
 
 
 def test_a_cancel_at_one_process_ends_the_item_everywhere(deployment):
@@ -154,13 +154,13 @@ def test_a_cancel_at_one_process_ends_the_item_everywhere(deployment):
         deployment.web()
     [mine] = sign_up(deployment, 1)
     [item_id] = enqueue(mine[0].person, "steps 400")  # type: ignore[attr-defined]
-    wait_until(lambda: any(name == "invocation_progress" for name, _data in mine[1].heard), seconds=60)
+    until(lambda: any(name == "invocation_progress" for name, _data in mine[1].heard))
     person = deployment.webs[1].sign_in("user-0@example.org", mine[0].password)  # type: ignore[attr-defined]
     began = time.monotonic()
     status, answer = person.ask("PUT", f"/api/v1/queue/default/i/{item_id}/cancel")
     assert (status, answer["status"]) == (200, "canceled")
     for ears in mine:
-        wait_until(lambda: item_id in ears.ended(), seconds=10)  # noqa: B023
+        until(lambda: item_id in ears.ended())  # noqa: B023
     print(f"told of the cancel after {time.monotonic() - began:.2f} s")
     # The worker hears of it and leaves the item alone.
     time.sleep(4)
@@ -179,10 +179,10 @@ def test_an_account_that_is_closed_at_one_process_is_closed_at_the_other(deploym
     began = time.monotonic()
     status, answer = boss.ask("POST", f"/api/v1/admin/users/{mine[0].user_id}/deactivate")
     assert status == 200, answer
-    wait_until(lambda: not any(ears.connected for ears in mine), seconds=20)
+    until(lambda: not any(ears.connected for ears in mine))
 
     # InvokeAI's own look at the logins, every 30 s, would take longer.
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 25
 
 
 @pytest.mark.skipif(not SOAK, reason="set SAAS_SOAK_EVENTS=1: takes twenty minutes")

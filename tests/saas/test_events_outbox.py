@@ -4,7 +4,7 @@ import json
 import threading
 import time
 
-from saas.browsing import wait_until
+from saas.patience import until
 
 from invokeai_saas.events import outbox
 from invokeai_saas.events.bus import Message, Received
@@ -20,7 +20,7 @@ class SlowBus:
         self.outbox = Outbox(self.send, name="test", retry_seconds=0.05)
 
     def send(self, messages):
-        self.open.wait(10)
+        self.open.wait(120)
         self.tries += 1
         if self.fails:
             raise ConnectionError
@@ -58,11 +58,11 @@ def test_a_bus_that_was_away_gets_what_matters_in_order():
     bus.open.set()
     bus.fails = True
     bus.outbox.put(said("one"))
-    wait_until(lambda: bus.tries > 1, seconds=5)
+    until(lambda: bus.tries > 1)
     bus.outbox.put(progress("old news"))
     bus.outbox.put(said("two"))
     bus.fails = False
-    wait_until(lambda: len(bus.sent) == 2, seconds=5)
+    until(lambda: len(bus.sent) == 2)
 
     assert bus.names() == ["one", "two"]
 
@@ -99,11 +99,11 @@ def test_a_flush_does_not_wait_for_a_bus_that_is_away():
     bus.open.set()
     bus.fails = True
     bus.outbox.put(said("waits"))
-    wait_until(lambda: bus.tries > 0, seconds=5)
+    until(lambda: bus.tries > 0)
     began = time.monotonic()
 
-    assert not bus.outbox.flush(5)
-    assert time.monotonic() - began < 2
+    assert not bus.outbox.flush(60)
+    assert time.monotonic() - began < 30
 
 
 def test_previews_of_one_item_come_at_a_pace_and_its_progress_always():

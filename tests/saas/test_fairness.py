@@ -108,7 +108,7 @@ def test_two_claims_at_once_for_the_only_user_both_get_an_item(open_database, ds
                 time.sleep(0.02)
             early = other.done()
 
-        assert (early, other.result(timeout=30).item_id) == (False, second)
+        assert (early, other.result(timeout=120).item_id) == (False, second)
 
 
 def test_a_turn_that_a_stopped_process_holds_is_not_waited_for(database, dsn):
@@ -256,7 +256,7 @@ def claims_of_one_slot(database, dsn, statement: str) -> int:
             while not looking.execute(SLEEPS).fetchone()[0]:
                 time.sleep(0.01)
         assert claim_one(database) is not None
-        return 1 + (late.result(timeout=30)[1] is not None)
+        return 1 + (late.result(timeout=120)[1] is not None)
 
 
 def test_a_claim_that_counted_before_another_one_committed_takes_nothing(database, dsn):

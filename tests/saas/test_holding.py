@@ -40,7 +40,7 @@ def test_an_item_that_was_taken_away_is_lost(database, caplog):
     stop = Event()
     with held(database, stop) as holds:
         lease.revoke(database, holds.attempt.item_id)
-        stopped = stop.wait(10)
+        stopped = stop.wait(120)
 
     assert (stopped, holds.lost) == (True, True)
     assert f"stopping work on item {holds.attempt.item_id}: attempt 1 of item {holds.attempt.item_id} no longer runs" in caplog.text
@@ -52,4 +52,4 @@ def test_a_process_that_hangs_after_its_item_was_settled_is_stopped(database, mo
     with held(database, stop) as holds:
         complete(database, holds.attempt)
 
-        assert stop.wait(10)
+        assert stop.wait(120)

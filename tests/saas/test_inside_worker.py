@@ -3,9 +3,10 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from saas.patience import PATIENCE_SECONDS, until
 from saas.people import rows
 from saas.rows import add_user, status_of
 from saas.stepping import STEPS, Server
@@ -32,13 +33,6 @@ def inside(server) -> Iterator[InsideWorker]:
     worker.start()
     yield worker
     worker.stop()
-
-
-def until(true: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "expected it to happen in time"
-        time.sleep(0.02)
 
 
 def row(server: Server) -> registry.Registered:
@@ -79,7 +73,7 @@ def test_it_drains_and_resumes(server, inside):
     registry.ask_to_resume(server.database, name)
 
     assert (drained, status_of(server.database, item)) == (False, "pending")
-    assert STEPS["running"].wait(15)
+    assert STEPS["running"].wait(PATIENCE_SECONDS)
 
 
 def test_its_name_is_free_when_the_server_ends(server, inside):

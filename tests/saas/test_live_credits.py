@@ -139,7 +139,7 @@ def listening(person: Person) -> Iterator[list[tuple[str, Any]]]:
     client = socketio.Client(reconnection=False)
     client.on("*", lambda event, data=None: heard.append((event, data)))
     auth = {"token": person.token}
-    client.connect(person.server.url, auth=auth, transports=["polling"], socketio_path="/ws/socket.io", wait_timeout=10)
+    client.connect(person.server.url, auth=auth, transports=["polling"], socketio_path="/ws/socket.io", wait_timeout=60)
     try:
         yield heard
     finally:
@@ -147,7 +147,7 @@ def listening(person: Person) -> Iterator[list[tuple[str, Any]]]:
         client.eio.disconnect(abort=True)
 
 
-def credit_events(heard: list[tuple[str, Any]], *, at_least: int, seconds: float = 20) -> list[tuple[str, Any]]:
+def credit_events(heard: list[tuple[str, Any]], *, at_least: int, seconds: float = 120) -> list[tuple[str, Any]]:
     begun = time.monotonic()
     while len(found := [each for each in heard if each[0].startswith("credit_")]) < at_least:
         if time.monotonic() - begun > seconds:

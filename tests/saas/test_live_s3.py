@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from saas.clips import clip, color_of, png
 from saas.live_saas import Person, SaasServer, multipart
+from saas.patience import until
 from saas.stored_rows import demand_whole, journal_states
 from saas.stores import BUCKET, KEY_ID, SECRET, RcloneServer, client, s3_store
 
@@ -130,13 +131,6 @@ def ranged(url: str, first: int, last: int) -> bytes:
     return content
 
 
-def await_true(true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def readiness(live: Live) -> tuple[int, str]:
     status, content, _ = live.server.request("GET", "/readyz")
     return status, json.loads(content)["parts"]["storage"]
@@ -243,9 +237,9 @@ def test_an_outage_is_said_so_and_leaves_nothing_behind(live):
         reads = [live.ann.ask("GET", f"/api/v1/images/i/{name}/full")[0] for name in (seen, unseen)]
         deleted = live.ann.ask("DELETE", f"/api/v1/images/i/{doomed}")[0]
         listed = live.ann.get("/api/v1/images/?limit=100&offset=0")["total"]
-        await_true(lambda: readiness(live)[0] == 503)
+        until(lambda: readiness(live)[0] == 503)
         said = readiness(live)[1]
-    await_true(lambda: readiness(live) == (200, "ok"))
+    until(lambda: readiness(live) == (200, "ok"))
 
     assert (picture[0], video[0]) == (503, 503)
     assert picture[1] == {"detail": "the service cannot answer now"} == video[1]
@@ -265,7 +259,7 @@ def test_a_store_that_dies_in_the_middle_of_a_video_leaves_nothing_of_it(live):
     upload = threading.Thread(target=lambda: answers.append(live.ann.upload_video(path)))
     with live.server.database() as database:
         upload.start()
-        await_true(lambda: journal_states(database)["writing"])
+        until(lambda: journal_states(database)["writing"])
         with live.outage():
             upload.join()
 

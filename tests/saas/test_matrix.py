@@ -322,7 +322,7 @@ class Listener:
         self.client = socketio.Client(reconnection=False)
         self.client.on("*", lambda event, data=None: self.heard.append((event, data)))
         auth = {"token": token} if token else None
-        self.client.connect(world.server.url, auth=auth, transports=["polling"], socketio_path="/ws/socket.io", wait_timeout=5)
+        self.client.connect(world.server.url, auth=auth, transports=["polling"], socketio_path="/ws/socket.io", wait_timeout=60)
 
     def __enter__(self) -> "Listener":
         return self

@@ -170,7 +170,7 @@ def wait_for(server, item: int, *states: str) -> dict:
 def test_a_run_is_charged_for_the_seconds_of_its_nodes(server, ann):
     item = server.put(ann, steps())
     server.processor.start(server.invoker)
-    STEPS["running"].wait(20)
+    assert STEPS["running"].wait(120)
     threading.Event().wait(1.2)
     STEPS["go_on"].set()
     wait_for(server, item, "completed")

@@ -28,7 +28,7 @@ def server(dsn, *, worker_seconds=0.0, drain_seconds=0.0, grace_seconds=10):
     try:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 httpx.get(f"{url}/healthz")
@@ -59,7 +59,7 @@ def slow_request(url, seconds, into):
 
     thread = threading.Thread(target=get)
     thread.start()
-    while httpx.get(f"{url}/api/v1/under-way", timeout=20).json() == 0:
+    while httpx.get(f"{url}/api/v1/under-way", timeout=60).json() == 0:
         time.sleep(0.05)
     return thread
 

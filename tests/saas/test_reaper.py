@@ -145,7 +145,7 @@ def test_a_worker_that_beats_between_the_look_and_the_lock_keeps_its_item(databa
         heartbeat(database, attempt, lease_seconds=60)
         other.rollback()
 
-        assert (reaped.result(timeout=30), status_of(database, item)) == ({}, "in_progress")
+        assert (reaped.result(timeout=120), status_of(database, item)) == ({}, "in_progress")
 
 
 def late(database, seconds: float) -> None:

@@ -90,12 +90,12 @@ def test_many_askers_fetch_once_and_others_do_not_wait(tmp_path, source):
 
     def slow(path: Path) -> None:
         inside.set()
-        assert go.wait(10)
+        assert go.wait(120)
         source.fetch("a")(path)
 
     with ThreadPoolExecutor(9) as pool:
         asked = [pool.submit(cache.path_of, "a", slow) for _ in range(8)]
-        assert inside.wait(10)
+        assert inside.wait(120)
         assert cache.path_of("b", source.fetch("b")).read_bytes() == content("b")
         go.set()
         paths = {future.result().read_bytes() for future in asked}

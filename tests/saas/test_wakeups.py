@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from saas.waking import until
+from saas.patience import until
 
 from invokeai_saas.errors import BadSettings
 from invokeai_saas.operating.redaction import secrets_of
@@ -92,7 +92,7 @@ def test_one_token_wakes_one_of_those_who_wait(waiter, broker):
 def test_who_waits_works_before_the_broker_has_forgotten_the_token(waiter, broker):
     broker.forgetting.clear()
     broker.tokens = 1
-    woken, acknowledged = waiter.wait(5.0), broker.acknowledged
+    woken, acknowledged = waiter.wait(50.0), broker.acknowledged
     broker.forgetting.set()
     until(lambda: broker.acknowledged == 1)
 
@@ -121,11 +121,11 @@ def test_a_broken_broker_is_said_once_without_its_address_and_waits_stay_in_time
         answers = [waiter.wait(0.2) for _ in range(4)]
         took = time.monotonic() - began
         broker.broken, broker.tokens = False, 1
-        again = waiter.wait(5.0)
+        again = waiter.wait(50.0)
         time.sleep(0.1)
     said = [record.message for record in caplog.records]
 
-    assert (answers, again, took < 2.0) == ([False] * 4, True, True)
+    assert (answers, again, took < 10.0) == ([False] * 4, True, True)
     assert [line.split(" (")[0] for line in said] == [
         "the wake-ups' broker does not answer", "the wake-ups' broker answers again",
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def test_a_connection_that_hangs_delays_nobody_and_is_replaced(waiter, broker):
     broker.hanging.set()
     broker.tokens = 1
 
-    assert (answers, took < 2.0, opened) == ([False] * 3, True, 2)
+    assert (answers, took < 10.0, opened) == ([False] * 3, True, 2)
 
 
 def test_who_does_not_wait_for_long_holds_no_connection(broker, monkeypatch):
@@ -153,7 +153,7 @@ def test_who_does_not_wait_for_long_holds_no_connection(broker, monkeypatch):
     time.sleep(0.6)
     closed = broker.closed
     broker.tokens = 1
-    woken = waiter.wait(2.0)
+    woken = waiter.wait(50.0)
     waiter.close()
 
     assert (closed, woken, broker.opened) == (1, True, 2)
@@ -165,7 +165,7 @@ def test_close_ends_all_waiting(waiter):
     thread.start()
     time.sleep(0.1)
     waiter.close()
-    thread.join(5.0)
+    thread.join(50.0)
 
     assert answers == [False]
     assert waiter.wait(60.0) is False
@@ -176,7 +176,7 @@ def test_without_a_transport_waiting_is_sleeping():
     wakeups.send([Wakeup(1, "ann")])
     began = time.monotonic()
     assert wakeups.wait(["basic"], 0.2) is False
-    assert 0.15 < time.monotonic() - began < 2.0
+    assert 0.15 < time.monotonic() - began < 10.0
     wakeups.close()
     assert wakeups.wait(None, 60.0) is False
 

@@ -16,10 +16,11 @@ import psutil
 import pytest
 from saas.books import drift, settled
 from saas.cutting_proxy import CuttingProxy
+from saas.patience import until
 from saas.people import rows
 from saas.stored_rows import demand_whole
 from saas.stores import disk_store
-from saas.worker_fleet import Nursery, Server, Worker, await_status, enqueue, subscribe, wait_for
+from saas.worker_fleet import Nursery, Server, Worker, await_status, enqueue, subscribe
 
 from invokeai_saas.storage.files import Files
 
@@ -60,7 +61,7 @@ class Fleet:
     def await_end(self, *, seconds: float = 120.0, workers: tuple[Worker, ...] = ()) -> Counter[str]:
         """Every item is settled."""
         told = "\n".join
-        wait_for(
+        until(
             lambda: set(self.statuses()) <= {"completed", "failed", "canceled"},
             "every item to end",
             seconds=seconds,
@@ -155,7 +156,7 @@ def test_stopped_past_its_lease_and_resumed_it_settles_nothing(fleet, which):
     for _ in range((STOPS + 3) // 4):
         for _ in workers:
             fleet.enqueue("load 0.2; sleep 2.5; save; sleep 0.1")
-        wait_for(lambda: all(running_on(fleet, each) for each in late), "items on the late workers", told=late[0].story)
+        until(lambda: all(running_on(fleet, each) for each in late), "items on the late workers", told=late[0].story)
         time.sleep(dice.uniform(0.0, 2.5))
         stopped = [process for each in late for process in (each.processes() if which == "all of it" else each.processes()[:1])]
         for process in stopped:
@@ -163,7 +164,7 @@ def test_stopped_past_its_lease_and_resumed_it_settles_nothing(fleet, which):
         fleet.await_end(workers=tuple(workers))
         for process in reversed(stopped):
             process.resume()
-        wait_for(lambda: "busy" not in statuses_of(fleet, "late-%"), "the late workers to let go", told=late[0].story)
+        until(lambda: "busy" not in statuses_of(fleet, "late-%"), "the late workers to let go", told=late[0].story)
     lost = len(rows(fleet.database, "SELECT 1 FROM job_attempts WHERE state = 'lost'"))
     print(f"{lost} attempts were lost; items {dict(fleet.statuses())}")
 
@@ -201,7 +202,7 @@ def stop_in_the_middle(fleet: Fleet, **how) -> list[psutil.Process]:
 def test_a_worker_that_wakes_up_in_the_middle_discards(fleet):
     for process in reversed(stop_in_the_middle(fleet)):
         process.resume()
-    wait_for(lambda: statuses_of(fleet, "late") == {"available"}, "the late worker to let go")
+    until(lambda: statuses_of(fleet, "late") == {"available"}, "the late worker to let go")
 
     assert fleet.facts(fleet.items[0])[1] == 1
     fleet.demand_right()
@@ -213,7 +214,7 @@ def test_without_the_fence_it_does_not_and_the_test_sees_it(fleet):
     for process in others:
         process.resume()
     try:
-        wait_for(lambda: fleet.facts(fleet.items[0])[1] == 2, "a second picture of one item")
+        until(lambda: fleet.facts(fleet.items[0])[1] == 2, "a second picture of one item")
     finally:
         supervisor.resume()
 
@@ -233,7 +234,7 @@ def test_cut_off_for_two_leases_its_item_is_done_elsewhere_and_its_own_work_is_r
         later = [fleet.enqueue() for _ in range(4)]
         for each in later:
             await_status(fleet.database, each, "completed", told=away.story)
-        wait_for(lambda: "busy" not in statuses_of(fleet, "away"), "the worker that was away to let go", told=away.story)
+        until(lambda: "busy" not in statuses_of(fleet, "away"), "the worker that was away to let go", told=away.story)
         attempts = rows(fleet.database, "SELECT state FROM job_attempts WHERE item_id = %s ORDER BY attempt_no", item)
     finally:
         proxy.close()

@@ -11,8 +11,8 @@ import pytest
 from graphs import text_to_video
 from saas.customers import give, subscribe
 from saas.live_saas import Person, SaasServer
+from saas.patience import until
 from saas.people import rows
-from saas.worker_fleet import wait_for
 
 from invokeai_saas.credits.reconcile import reconcile
 from invokeai_saas.db.database import PostgresDatabase
@@ -72,17 +72,17 @@ def test_a_clip_is_made_by_a_worker_of_its_own_process_and_the_worker_ends_in_or
         return (tmp_path / "worker.log").read_text(errors="replace") + server.log()[-3000:]
 
     try:
-        wait_for(lambda: "is ready" in said(), "a worker", seconds=300, told=said)
+        until(lambda: "is ready" in said(), "a worker", seconds=300, told=said)
         began = time.monotonic()
         status, answer = enqueue(person, toy)
         assert status == 200, answer
         [item] = answer["item_ids"]
         path = f"/api/v1/queue/default/i/{item}"
-        wait_for(lambda: person.get(path)["status"] in ("completed", "failed", "canceled"), "an end", seconds=300, told=said)
+        until(lambda: person.get(path)["status"] in ("completed", "failed", "canceled"), "an end", seconds=300, told=said)
         print(f"a clip after {time.monotonic() - began:.1f} s")
         done, videos = person.get(path), person.get("/api/v1/videos/")["items"]
         worker.send_signal(signal.SIGTERM)
-        code = worker.wait(timeout=60)
+        code = worker.wait(timeout=300)
     finally:
         if worker.poll() is None:
             worker.kill()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from invokeai.app.services.shared.graph import GraphExecutionState
+from saas.patience import PATIENCE_SECONDS, until
 from saas.rows import add_board, add_items, add_user, status_of
 from saas.stepping import STEPS, Server
 
@@ -40,19 +41,12 @@ def start(open_database, monkeypatch) -> Iterator[Callable[..., Server]]:
             server.processor.stop()
 
 
-def until(true: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "expected it to happen in time"
-        time.sleep(0.02)
-
-
 def running(server: Server, user_id: str = "ann") -> int:
     """An item of the user's that is in the middle of a step."""
     add_user(server.database, user_id)
     (item,) = server.enqueue(user_id)
     server.processor._poll_now()
-    assert STEPS["running"].wait(15)
+    assert STEPS["running"].wait(PATIENCE_SECONDS)
     return item
 
 
@@ -142,7 +136,7 @@ def test_a_stop_gives_the_running_item_back_as_it_was(start):
         given = server.queue.get_queue_item(item)
 
     assert (given.status, given.session.results, given.session.prepared_source_mapping) == ("pending", {}, {})
-    assert (attempts(server, item), took < 5.0) == ([(1, "revoked")], True)
+    assert (attempts(server, item), took < 30.0) == ([(1, "revoked")], True)
     assert server.announced(item) == ["in_progress", "pending"]
     STEPS["go_on"].set()
     second = start("w2")
@@ -189,7 +183,7 @@ def test_without_heartbeats_the_item_is_given_away(start, monkeypatch):
     server, other = start(), start("w2", run=False)
     item = running(server)
 
-    until(lambda: other.queue.reap().get(item) == "pending", seconds=5)
+    until(lambda: other.queue.reap().get(item) == "pending")
 
 
 def test_a_database_that_is_away_for_a_while_is_waited_for_and_told_once(start, monkeypatch, caplog):

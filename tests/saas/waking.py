@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from saas.rows import add_items
@@ -67,7 +67,7 @@ class WakingWorker:
         self.process.start()
         says.close()
 
-    def says(self, word: str, *, seconds: float = 60.0) -> list[str]:
+    def says(self, word: str, *, seconds: float = 120.0) -> list[str]:
         """Wait for a line that begins with `word`; its words."""
         while self._said.poll(seconds):
             words: list[str] = self._said.recv()
@@ -83,7 +83,7 @@ class WakingWorker:
 
 @contextmanager
 def crew(
-    dsn: str, transport: str, count: int, *, lease_seconds: float = 60.0, item_seconds: float = 0.0, beats: bool = True
+    dsn: str, transport: str, count: int, *, lease_seconds: float = 120.0, item_seconds: float = 0.0, beats: bool = True
 ) -> Iterator[list[WakingWorker]]:
     """So many idle workers."""
     workers = [WakingWorker(dsn, transport, lease_seconds=lease_seconds, item_seconds=item_seconds, beats=beats) for _ in range(count)]
@@ -94,11 +94,3 @@ def crew(
     finally:
         for worker in workers:
             worker.end()
-
-
-def until(holds: Callable[[], bool], *, seconds: float = 60.0, every: float = 0.1) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(every)

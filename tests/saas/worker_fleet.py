@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 
 import psutil
 from psycopg.conninfo import conninfo_to_dict
+from saas.patience import PATIENCE_SECONDS, until
 from saas.people import rows
 
 from invokeai_saas.accounts.model import Accounts
@@ -80,9 +81,9 @@ class Worker:
         """What it said, and how it ended."""
         return f"{self.log()}\n(exit code {self.wait(0)})"
 
-    def await_log(self, text: str, *, seconds: float = 60.0) -> None:
+    def await_log(self, text: str, *, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until it has said something."""
-        wait_for(lambda: text in self.log(), f"{text!r} in the worker's log", seconds=seconds, told=self.story)
+        until(lambda: text in self.log(), f"{text!r} in the worker's log", seconds=seconds, told=self.story)
 
     def end(self) -> None:
         """Whatever is left of it."""
@@ -255,17 +256,9 @@ def status_of(database: PostgresDatabase, item: int) -> str:
     return str(rows(database, "SELECT status FROM session_queue WHERE item_id = %s", item)[0]["status"])
 
 
-def await_status(database: PostgresDatabase, item: int, *wanted: str, seconds: float = 60.0, told: Callable[[], str] = lambda: "") -> str:
+def await_status(
+    database: PostgresDatabase, item: int, *wanted: str, seconds: float = PATIENCE_SECONDS, told: Callable[[], str] = lambda: ""
+) -> str:
     """Wait until the item has one of these statuses; which."""
-    wait_for(lambda: status_of(database, item) in wanted, f"item {item} to be {' or '.join(wanted)}", seconds=seconds, told=told)
+    until(lambda: status_of(database, item) in wanted, f"item {item} to be {' or '.join(wanted)}", seconds=seconds, told=told)
     return status_of(database, item)
-
-
-def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 60.0, told: Callable[[], str] = lambda: "") -> float:
-    """Wait; fails with `told` when it takes longer. Returns how long it took."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > seconds:
-            raise AssertionError(f"expected {what} within {seconds} s\n{told()[-6000:]}")
-        time.sleep(0.02)
-    return time.monotonic() - began

@@ -29,6 +29,6 @@ class Worker:
 
     def rest(self) -> list[str]:
         """Everything it still says until it ends by itself."""
-        output, errors = self.process.communicate(timeout=60)
+        output, errors = self.process.communicate(timeout=300)
         assert errors == ""
         return output.splitlines()

@@ -47,8 +47,8 @@ class Fleet:
         self.files = Files(database, disk_store(folder))
         self.items: list[int] = []
 
-    def worker(self, dsn: str | None = None, **how) -> Worker:
-        return self.made.worker(dsn or self.dsn, self.folder, metering="on", lease_seconds=LEASE, **how)
+    def worker(self, dsn: str | None = None, *, lease_seconds: float = LEASE, **how) -> Worker:
+        return self.made.worker(dsn or self.dsn, self.folder, metering="on", lease_seconds=lease_seconds, **how)
 
     def enqueue(self, script: str = JOB, credits: int = 20) -> int:
         self.items.append(enqueue(self.database, self.owner, script, credits=credits))
@@ -185,14 +185,17 @@ def statuses_of(fleet: Fleet, name: str) -> set[str]:
 
 def stop_in_the_middle(fleet: Fleet, **how) -> list[psutil.Process]:
     """An item's worker is stopped whole, and the item is done by another one. The stopped processes, the supervisor's first."""
-    late = fleet.worker(options={"name": "late"}, **how)
-    # Long enough that a busy machine stops it before it saves; the clock runs on meanwhile, so that it saves as soon as it wakes up.
-    item = fleet.enqueue("sleep 3; save; sleep 0.2")
+    # On a busy machine a shorter lease would end before the worker is stopped.
+    late = fleet.worker(options={"name": "late"}, lease_seconds=6.0, **how)
+    # It cannot save before it is stopped, and it saves as soon as it wakes up.
+    go_on = fleet.folder / "go-on"
+    item = fleet.enqueue(f"until {go_on}; save; sleep 0.2")
     await_status(fleet.database, item, "in_progress", told=late.story)
     time.sleep(0.3)
     stopped = late.processes()
     for process in stopped:
         process.suspend()
+    go_on.touch()
     second = fleet.worker(options={"name": "second"})
     await_status(fleet.database, item, "completed", told=second.story)
     second.kill()

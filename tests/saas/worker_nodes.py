@@ -2,6 +2,7 @@
 
     sleep S    work for so many seconds            hold S     the same, with Python's lock in hand: nothing else of the process runs
     load S     load a model for so long            save       a picture into the gallery
+    until F    work until there is a file F
     steps N    N steps of 50 ms, each told with a preview
     die        SIGKILL to the own process          raise TYPE MESSAGE      fail; TYPE is a class of faults below, or of Python's
 """
@@ -11,6 +12,7 @@ import ctypes
 import os
 import signal
 import time
+from pathlib import Path
 
 from invokeai.app.invocations.baseinvocation import BaseInvocation, InvocationContext, invocation
 from invokeai.app.invocations.fields import InputField
@@ -50,6 +52,9 @@ def _do(context: InvocationContext, word: str, rest: str) -> None:
         case "hold":
             # Through PyDLL the lock stays with the caller.
             ctypes.PyDLL(None).usleep(int(float(rest) * 1e6))
+        case "until":
+            while not Path(rest).exists():
+                _sleep(context, STEP_SECONDS)
         case "steps":
             for step in range(1, int(rest) + 1):
                 _sleep(context, 0.05)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# A minute; that decodes stream is seen in test_decode_memory.py, and SVD's chunks in tests/pipelines/test_svd_decode.py.
+pytestmark = pytest.mark.soak
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "svd_decode_memory.py"
 
 
@@ -22,7 +24,6 @@ def test_a_streaming_decode_to_mp4_needs_less_memory_than_diffusers_decode():
     assert ratio <= 1.0 and status == 0
 
 
-@pytest.mark.soak
 def test_the_memory_test_bites_on_a_decode_that_hoards_frames():
     status, ratio = measure("--hoard")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("vae_tiling")  # one worker makes the fixture
+# One worker makes the fixture, which takes over a minute of two cores: tiles are tested against whole decodes in tests/pipelines as well.
+pytestmark = [pytest.mark.xdist_group("vae_tiling"), pytest.mark.soak]
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "vae_tiling.py"
 
 
@@ -32,7 +33,6 @@ def test_our_tiles_are_no_worse_than_diffusers_own_and_show_no_seam(tiled):
     assert difference >= -0.1 and max(in_time, across) <= 3 and line <= 0.25 and status == 0
 
 
-@pytest.mark.soak
 def test_the_tiling_test_bites_on_hard_cuts(tiled):
     status, difference, _, in_time, across, _ = measure("--hard-cuts")
 

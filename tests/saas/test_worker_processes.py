@@ -49,7 +49,7 @@ def reap_until_it_is_back(database, item: int) -> None:
 
 def test_a_killed_workers_item_comes_back_and_is_done_as_attempt_two(database, start):
     item = add_items(database, "ann", 1)[0]
-    killed = start("first", lease_seconds=2.0)
+    killed = start("first", lease_seconds=4.0)
     killed.says("saved")
     killed.signal(signal.SIGKILL)
     at_once = reap(database, patience=AT_ONCE)
@@ -82,14 +82,14 @@ def test_a_worker_stopped_past_its_lease_writes_nothing_when_it_wakes_up(databas
 
 def test_heartbeats_keep_an_item_that_takes_longer_than_its_lease(database, start):
     item = add_items(database, "ann", 1)[0]
-    worker = start("w", lease_seconds=2.0, steps=60)
+    worker = start("w", lease_seconds=4.0, steps=100)
     worker.says("claimed")
     reaped = {}
     while worker.process.poll() is None:
         reaped |= reap(database, patience=AT_ONCE)
         time.sleep(0.1)
     with tenancy.as_user("ann"), database.postgres() as cursor:
-        attempts = cursor.execute("SELECT attempt_no, state, gpu_seconds > 2 AS measured FROM job_attempts").fetchall()
+        attempts = cursor.execute("SELECT attempt_no, state, gpu_seconds > 4 AS measured FROM job_attempts").fetchall()
 
     assert (reaped, worker.rest()[-1], status_of(database, item)) == ({}, "completed", "completed")
     assert attempts == [{"attempt_no": 1, "state": "finished", "measured": True}]

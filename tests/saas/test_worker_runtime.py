@@ -124,11 +124,11 @@ def test_a_worker_that_is_told_to_end_says_at_once_what_it_still_does_and_for_ho
 
 
 def test_heartbeats_go_on_while_a_node_holds_pythons_lock(fleet, database, dsn, folder):
-    worker = fleet.worker(dsn, folder, lease_seconds=2)
-    item = enqueue(database, "ann", "hold 5; save")
+    worker = fleet.worker(dsn, folder, lease_seconds=4)
+    item = enqueue(database, "ann", "hold 9; save")
     await_status(database, item, "completed", "failed", told=worker.story)
 
-    assert rows(database, "SELECT state, gpu_seconds >= 5 AS measured FROM job_attempts") == [{"state": "finished", "measured": True}]
+    assert rows(database, "SELECT state, gpu_seconds >= 9 AS measured FROM job_attempts") == [{"state": "finished", "measured": True}]
 
 
 def test_a_canceled_item_that_does_not_stop_is_killed(fleet, database, dsn, folder):

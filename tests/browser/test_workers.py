@@ -204,7 +204,7 @@ def test_cancel_takes_the_job_from_the_worker(canceled: Canceled) -> None:
     print(f"taken away {canceled.seconds:.2f} s after the click, the next job done after {canceled.next_seconds:.1f} s")
 
     assert (canceled.attempt, canceled.row) == ("revoked", [])
-    assert canceled.seconds < 5
+    assert canceled.seconds < 20
 
 
 def test_the_worker_stops_within_its_steps_and_goes_on_with_the_next_person_s(canceled: Canceled) -> None:

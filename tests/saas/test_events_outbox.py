@@ -4,7 +4,7 @@ import json
 import threading
 import time
 
-from saas.patience import until
+from saas.patience import PATIENCE_SECONDS, until
 
 from invokeai_saas.events import outbox
 from invokeai_saas.events.bus import Message, Received
@@ -16,10 +16,11 @@ class SlowBus:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
-        self.open, self.fails, self.tries = threading.Event(), False, 0
+        self.open, self.taking, self.fails, self.tries = threading.Event(), threading.Event(), False, 0
         self.outbox = Outbox(self.send, name="test", retry_seconds=0.05)
 
     def send(self, messages):
+        self.taking.set()
         self.open.wait(120)
         self.tries += 1
         if self.fails:
@@ -41,7 +42,7 @@ def progress(name: str, item: int = 1, image: str | None = None) -> Message:
 def test_a_slow_bus_gets_the_newest_progress_and_everything_else():
     bus = SlowBus()
     bus.outbox.put(said("first"))
-    time.sleep(0.1)
+    assert bus.taking.wait(PATIENCE_SECONDS)
     for number in range(5):
         bus.outbox.put(progress(f"progress {number}"))
         bus.outbox.put(progress(f"other {number}", item=2))
@@ -71,7 +72,7 @@ def test_the_oldest_go_first_when_nobody_takes_them(monkeypatch):
     monkeypatch.setattr(outbox, "MOST_WAITING", 10)
     bus = SlowBus()
     bus.outbox.put(said("taken"))
-    time.sleep(0.1)
+    assert bus.taking.wait(PATIENCE_SECONDS)
     for number in range(15):
         bus.outbox.put(said(str(number)))
     bus.open.set()
@@ -106,7 +107,8 @@ def test_a_flush_does_not_wait_for_a_bus_that_is_away():
     assert time.monotonic() - began < 30
 
 
-def test_previews_of_one_item_come_at_a_pace_and_its_progress_always():
+def test_previews_of_one_item_come_at_a_pace_and_its_progress_always(monkeypatch):
+    monkeypatch.setattr(outbox, "PREVIEW_SECONDS", 3.0)
     bus = SlowBus()
     bus.open.set()
     for number in range(4):

@@ -96,13 +96,13 @@ def test_not_ready_while_the_store_refuses_and_its_message_stays_inside(database
 
 
 def test_not_ready_when_a_loop_stopped_turning(database):
-    pulse = Pulse(0.05)
+    pulse = Pulse(1.5)
     installed = operated(database, parts={"pulses": {"reaper": pulse}})
-    time.sleep(0.1)
+    time.sleep(1.6)
     stopped = ready(installed)
     pulse.beat()
 
-    assert stopped[0] == 503 and stopped[1]["parts"]["reaper"].startswith("last turn 0 s ago")
+    assert stopped[0] == 503 and stopped[1]["parts"]["reaper"].startswith("last turn ")
     assert ready(installed)[0] == 200
 
 

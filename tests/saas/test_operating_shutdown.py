@@ -78,7 +78,7 @@ def test_a_running_request_is_finished_and_the_exit_code_is_0(dsn):
 
 
 def test_while_it_drains_the_balancer_is_told_and_requests_are_served(dsn):
-    with server(dsn, drain_seconds=4) as (process, url):
+    with server(dsn, drain_seconds=8) as (process, url):
         before = httpx.get(f"{url}/readyz").status_code
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)

@@ -192,7 +192,8 @@ def test_a_healthy_long_item_is_started_once_however_often_leases_and_timeouts_p
 
 def tries_of_a_long_item(dsn: str, database: PostgresDatabase, sender, address: str, lease_seconds: float) -> list[tuple[int, str]]:
     """Number and state of each attempt at an item that takes at least three leases, with two workers that live."""
-    with crew(dsn, address, 2, lease_seconds=lease_seconds, item_seconds=max(LONG_SECONDS, 3 * lease_seconds)) as workers, reaping(database):
+    long_seconds = max(LONG_SECONDS, 3 * lease_seconds)
+    with crew(dsn, address, 2, lease_seconds=lease_seconds, item_seconds=long_seconds) as workers, reaping(database):
         (item,), _ = enqueue(database, sender, "ann")
         until(lambda: any(each["state"] == "finished" for each in attempts_of(database, [item])))
         assert [worker.process.is_alive() for worker in workers] == [True, True]

@@ -187,7 +187,7 @@ def test_a_broker_that_is_away_delays_nothing_is_said_once_and_comes_back(tmp_pa
     server.stop()
     said = [record.message for record in caplog.records]
 
-    assert (sent < 2.0, waited < 4.0, answers) == (True, True, [False] * 4)
+    assert (sent < 10.0, waited < 10.0, answers) == (True, True, [False] * 4)
     assert sum("does not answer" in line for line in said) == 1
     assert sum("cannot be sent" in line for line in said) == 1
     assert not any("6379" in line or str(server.port) in line for line in said)

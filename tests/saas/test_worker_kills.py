@@ -187,11 +187,10 @@ def stop_in_the_middle(fleet: Fleet, **how) -> list[psutil.Process]:
     """An item's worker is stopped whole, and the item is done by another one. The stopped processes, the supervisor's first."""
     # On a busy machine a shorter lease would end before the worker is stopped.
     late = fleet.worker(options={"name": "late"}, lease_seconds=6.0, **how)
-    # It cannot save before it is stopped, and it saves as soon as it wakes up.
-    go_on = fleet.folder / "go-on"
-    item = fleet.enqueue(f"until {go_on}; save; sleep 0.2")
-    await_status(fleet.database, item, "in_progress", told=late.story)
-    time.sleep(0.3)
+    # Its runner has begun and cannot save before it is stopped, and it saves as soon as it wakes up.
+    begun, go_on = fleet.folder / "begun", fleet.folder / "go-on"
+    item = fleet.enqueue(f"touch {begun}; until {go_on}; save; sleep 0.2")
+    until(begun.exists, "the item to begin", told=late.story)
     stopped = late.processes()
     for process in stopped:
         process.suspend()

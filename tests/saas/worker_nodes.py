@@ -2,7 +2,7 @@
 
     sleep S    work for so many seconds            hold S     the same, with Python's lock in hand: nothing else of the process runs
     load S     load a model for so long            save       a picture into the gallery
-    until F    work until there is a file F
+    until F    work until there is a file F                       touch F    make the file F
     steps N    N steps of 50 ms, each told with a preview
     die        SIGKILL to the own process          raise TYPE MESSAGE      fail; TYPE is a class of faults below, or of Python's
 """
@@ -55,6 +55,8 @@ def _do(context: InvocationContext, word: str, rest: str) -> None:
         case "until":
             while not Path(rest).exists():
                 _sleep(context, STEP_SECONDS)
+        case "touch":
+            Path(rest).touch()
         case "steps":
             for step in range(1, int(rest) + 1):
                 _sleep(context, 0.05)

@@ -259,6 +259,7 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     from invokeai_saas.credits import low_balance
     from invokeai_saas.credits import upkeep as credits_upkeep
     from invokeai_saas.jobs.background import Background
+    from invokeai_saas.swaps.bulk_download import forget_expired
     from invokeai_saas.web import idempotency
     from invokeai_saas.workers.upkeep import add_jobs as add_fleet_jobs
 
@@ -267,6 +268,7 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     if parts.bus is not None:
         background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
+    background.add("forget zips", 600, lambda: forget_expired(parts.files.store))
     if transport is not None:
         background.add("mail", 3, lambda: mail.deliver(accounts, transport, sender=settings.mail_from))
     background.add("forget rate limits", 3600, PostgresStorage(parts.database).forget_expired)

@@ -72,8 +72,6 @@ def erase(accounts: Accounts, cursor: Cursor, account: Account, *, actor_id: str
     """Erase inside the open transaction, whose caller holds the account's lock and has the right to."""
     user_id = account.user_id
     lease.cancel_all_of(cursor, user_id)
-    for journal_files in accounts.erasers:
-        journal_files(user_id)
     for statement in ERASE_ROWS.values():
         cursor.execute(statement.encode(), (user_id,))
     # The last letter to the address; its row forgets it once it is sent.
@@ -84,6 +82,9 @@ def erase(accounts: Accounts, cursor: Cursor, account: Account, *, actor_id: str
     blank = store.by_id(cursor, user_id)
     assert blank is not None
     service.announce(accounts, blank)
+    # Last: whoever waits for a store after the commit must not keep sockets open and jobs running meanwhile.
+    for eraser in accounts.erasers:
+        eraser(user_id)
 
 
 def delete_me(accounts: Accounts, caller: Principal, *, password: str) -> None:

@@ -106,7 +106,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """What every verb takes first. `erasers` run inside the deleting transaction, before the rows go, and journal the user's files."""
+    """What every verb takes first. `erasers` run last inside the deleting transaction, and remove what no row knows."""
 
     database: PostgresDatabase
     policy: AccountPolicy = AccountPolicy()

@@ -19,7 +19,7 @@ def accounts_of(
     access_changed: Callable[[AccessChange], None] = lambda change: None,
     erasers: tuple[Callable[[str], None], ...] = (),
 ) -> Accounts:
-    """`access_changed` tells live sockets and running jobs; `erasers` journal the deletion of a user's files.
+    """`access_changed` tells live sockets and running jobs; `erasers` remove what no row of a user knows.
 
     Whoever's address is proved gets a trial, where plans count.
     """

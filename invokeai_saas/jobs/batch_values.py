@@ -19,6 +19,9 @@ from invokeai_saas.errors import SaasError
 
 SHOWN = 80
 MOST_MEGABYTES = 64
+MOST_LABEL = 255
+# {"node_path": …, "field_name": …, "value": …}
+NAMES = 48
 
 
 class BadBatch(SaasError):
@@ -27,15 +30,30 @@ class BadBatch(SaasError):
     status = 400
 
 
+def demand_labels_fit(batch: Batch) -> None:
+    """Raise BadBatch where what names a batch is no name: it is in each item, each summary and each event."""
+    for field in ("batch_id", "origin", "destination"):
+        length = len(getattr(batch, field) or "")
+        if length > MOST_LABEL:
+            raise BadBatch(f"{field}: expected at most {MOST_LABEL} characters, got {length}")
+
+
 def demand_values_fit(batch: Batch) -> None:
-    """Raise BadBatch for a list without values, and for the first value that its field does not take."""
+    """Raise BadBatch for a list without values, for the first value that its field does not take, and for too much to look at."""
+    looked_at = 0
     for group in batch.data or ():
         for datum in group:
             if not datum.items:
                 raise BadBatch(f"data of {datum.node_path!r}, {datum.field_name}: expected at least one value, got none")
             node = batch.graph.get_node(datum.node_path)
             kept = node.model_dump(mode="json", warnings=False, exclude_none=True)
+            size = len(json.dumps(kept))
             for value in _distinct(datum.items):
+                # Each value is read with the rest of its node.
+                looked_at += size
+                if looked_at > MOST_MEGABYTES << 20:
+                    got = f"{len(datum.items)} values for a node of {size / (1 << 20):.1f} MB"
+                    raise BadBatch(f"data of {datum.node_path!r}, {datum.field_name}: expected at most {MOST_MEGABYTES} MB, got {got}")
                 try:
                     type(node).model_validate_json(json.dumps({**kept, datum.field_name: value}, allow_nan=False))
                 except (ValueError, TypeError) as error:
@@ -49,9 +67,10 @@ def demand_size_fits(batch: Batch, items: int) -> None:
     # What one item may hold at all, the limit of a request's body says.
     if items <= 1:
         return
-    # Values are written into the graph and once more beside it.
-    values = sum(_longest(datum.items) for group in batch.data or () for datum in group)
-    each = _written(batch.graph.model_dump_json(warnings=False)) + 2 * values
+    # Values are written into the graph and once more beside it, with the names of their node and field.
+    data = [datum for group in batch.data or () for datum in group]
+    values = sum(2 * _longest(datum.items) + len(json.dumps([datum.node_path, datum.field_name])) + NAMES for datum in data)
+    each = _written(batch.graph.model_dump_json(warnings=False)) + values
     if batch.workflow is not None:
         each += _written(batch.workflow.model_dump_json(warnings=False))
     if each * items > MOST_MEGABYTES << 20:

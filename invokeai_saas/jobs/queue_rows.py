@@ -47,19 +47,21 @@ WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item
 NEW_ITEMS = "SELECT item_id, user_id, tiers FROM session_queue WHERE item_id > %s AND status = 'pending' ORDER BY item_id LIMIT %s"
 # How many items a request means and how large they are; one counts as often as it is named, for so often is it answered. The lengths are
 # known without reading what is stored apart.
-_VALUES = "COALESCE(octet_length(item.field_values), 0)"
-_WHOLE = f"octet_length(item.session) + COALESCE(octet_length(item.workflow), 0) + {_VALUES}"
+_SUMMARY = " + ".join(f"COALESCE(octet_length(item.{column}), 0)" for column in ("batch_id", "origin", "destination", "field_values"))
+_BESIDE = " + ".join(f"COALESCE(octet_length(item.{column}), 0)" for column in ("workflow", "error_message", "error_traceback"))
+_WHOLE = f"octet_length(item.session) + {_BESIDE} + {_SUMMARY}"
 _SIZES = "SELECT count(*) AS items, COALESCE(sum({}), 0)::bigint AS bytes FROM "
 _NAMED = "unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue AS item USING (item_id) WHERE item.queue_id = %(queue_id)s"
 _OF_DESTINATION = "item.queue_id = %(queue_id)s AND (%(destination)s::text IS NULL OR item.destination = %(destination)s)"
 LISTED = f"{_SIZES.format(_WHOLE)} session_queue AS item WHERE {_OF_DESTINATION}"
 NAMED = f"{_SIZES.format(_WHOLE)} {_NAMED}"
-SUMMARIES = f"{_SIZES.format(_VALUES)} {_NAMED}"
-# A called workflow's item is repeated by its root's.
+SUMMARIES = f"{_SIZES.format(_SUMMARY)} {_NAMED}"
+# A called workflow's item is repeated by its root's, and each root once.
 REPEATED = f"""
-{_SIZES.format(_WHOLE)} unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue AS own USING (item_id)
-JOIN session_queue AS item ON item.item_id = COALESCE(own.root_item_id, own.item_id)
-WHERE own.queue_id = %(queue_id)s
+{_SIZES.format(_WHOLE)} session_queue AS item WHERE item.item_id IN (
+    SELECT COALESCE(own.root_item_id, own.item_id) FROM session_queue AS own
+    WHERE own.item_id = ANY (%(item_ids)s::bigint[]) AND own.queue_id = %(queue_id)s
+)
 """
 # The item of `current` is any one that runs: InvokeAI takes the first that it finds.
 STATUS = """

@@ -189,10 +189,10 @@ class Waiting:
 
 
 class PositionEvents(Looking):
-    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has moved by more than a tenth, and to a new socket.
+    """C-52: gpu_queue_position, to this process' sockets, when a place or an estimate has moved by a tenth, and to a new socket.
 
     Every item that ends moves everybody's: told each time, a thousand waiting items would keep the process from answering requests.
-    Below ten every place is told.
+    From ten on down every place is told.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ def _has_moved(before: ItemPosition, now: ItemPosition) -> bool:
 
 
 def _differs(before: int, now: int) -> bool:
-    return abs(now - before) > before * TOLD_CHANGE
+    return now != before and abs(now - before) >= before * TOLD_CHANGE
 
 
 def _route(tiers: list[str] | None) -> tuple[str, ...] | None:

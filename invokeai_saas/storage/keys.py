@@ -4,7 +4,7 @@
     users/{user}/videos/{name}.mp4          users/{user}/videos/thumbnails/{name}.webp    users/{user}/videos/sidecars/{name}.json
     users/{user}/workflow_pictures/{id}.{version}.webp       users/{user}/style_preset_pictures/{id}.{version}.webp
     system/style_presets/{id}.{version}.webp                 models/shared/pictures/{id}.{version}.webp
-    zips/{user}/{name}.zip                  what a user fetches once, and no row knows
+    zips/{user}/{name}.zip                  what a user fetches within the hour, and no row knows
 
 Pictures of workflows, presets and models can be replaced; each version has a key of its own, so that a failed upload leaves the old one.
 """
@@ -72,6 +72,15 @@ def zip_key(user_id: str, name: str) -> str:
     if not name.endswith(".zip"):
         raise BadName(f"expected the name of a zip, got {name[:80]!r}")
     return check_key(f"{zips_of(user_id)}{check_name(name)}")
+
+
+def is_zip(key: str) -> bool:
+    """Whether `key` is a zip's; a store's own tools leave other things in a folder."""
+    _, user_id, name = (key.split("/") + ["", ""])[:3]
+    try:
+        return key == zip_key(user_id, name)
+    except BadName:
+        return False
 
 
 def check_name(name: str) -> str:

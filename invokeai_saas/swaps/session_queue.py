@@ -30,7 +30,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.jobs import lease, lost, queue_rows, reaper
 from invokeai_saas.jobs.admission import Admission
-from invokeai_saas.jobs.batch_values import demand_size_fits, demand_values_fit
+from invokeai_saas.jobs.batch_values import demand_labels_fit, demand_size_fits, demand_values_fit
 from invokeai_saas.jobs.lease import EVERYTHING, Attempt, Capability, LeaseLost
 from invokeai_saas.jobs.lost import Patience
 from invokeai_saas.jobs.metering import Meter
@@ -280,6 +280,7 @@ class PostgresSessionQueue(HeldItems):
 
     def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """All of the batch or, with QueueFull, nothing. `prepend` is ignored: turns are given by waiting (decision 18)."""
+        demand_labels_fit(batch)
         demand_values_fit(batch)
         wanted = calc_session_count(batch)
         with _as_owner(user_id), self._postgres.postgres() as cursor:

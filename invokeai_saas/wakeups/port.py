@@ -5,8 +5,8 @@
     idle worker: claim ─► nothing ─► wait(tiers, 1 s) ◄──────┘ one token wakes one worker ─► claim: whatever is fairest
 
 A token says "look", not "do this": the queue's row is the truth. One that is lost costs at most the second until the next look, one that
-comes twice costs one look too many. Only idle workers take tokens, and a token is acknowledged when it is taken, not after the work: a
-broker would give a healthy job of half an hour to a second worker, and SQS FIFO holds back a user's next token until this one is gone.
+comes twice costs one look too many. Only idle workers take tokens, and a token is acknowledged once it has woken one, not after the work:
+a broker would give a healthy job of half an hour to a second worker, and SQS FIFO holds back a user's next token until this one is gone.
 """
 
 from collections.abc import Iterable, Sequence

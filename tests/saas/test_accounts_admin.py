@@ -193,14 +193,14 @@ def test_a_deletion_leaves_the_bare_id(accounts, database, ann, root):
     lease.claim(database, worker_id="w", lease_seconds=60)
     with tenancy.as_user(ann.user_id):
         add_board(database, ann.user_id, "b")
-    journalled = []
+    heard = []
 
-    def journal(user_id):
-        journalled.append((user_id, rows(database, "SELECT count(*) AS n FROM boards WHERE user_id = %s", user_id)[0]["n"]))
+    def eraser(user_id):
+        heard.append((user_id, rows(database, "SELECT count(*) AS n FROM boards WHERE user_id = %s", user_id)[0]["n"]))
 
-    erase.delete_me(replace(accounts, erasers=(journal,)), ann.principal, password=PASSWORD)
+    erase.delete_me(replace(accounts, erasers=(eraser,)), ann.principal, password=PASSWORD)
 
-    assert journalled == [(ann.user_id, 1)]
+    assert heard == [(ann.user_id, 0)]
     for table in erase.ERASE_ROWS:
         if table != "mail_outbox":
             owner = "invited_by" if table == "user_invitations" else "user_id"

@@ -111,18 +111,44 @@ def test_items_are_given_by_their_numbers_up_to_a_size_and_one_counts_as_often_a
     fit = ask(client, "POST", "items_by_ids", body={"item_ids": [one] * 3})
     many = ask(client, "POST", "items_by_ids", body={"item_ids": [one] * 64})
     bobs = ask(client, "POST", "items_by_ids", "bob", body={"item_ids": [one] * 64})
-    retried = ask(client, "PUT", "retry_items_by_id", body=[one] * 64)
     summaries = ask(client, "POST", "item_summaries_by_ids", body={"item_ids": [one] * 64})
-    rows(database, "UPDATE session_queue SET field_values = to_jsonb(repeat('x', %s))::text", 1 << 20)
-    large = ask(client, "POST", "item_summaries_by_ids", body={"item_ids": [one] * 64})
+    large = []
+    for column in ("field_values", "origin", "destination"):
+        rows(database, f"UPDATE session_queue SET {column} = to_jsonb(repeat('x', %s))::text", 1 << 20)
+        large.append(ask(client, "POST", "item_summaries_by_ids", body={"item_ids": [one] * 64}))
+        rows(database, f"UPDATE session_queue SET {column} = '[]'")
 
     assert [item["item_id"] for item in few.json()] == [other, one]
     assert [item["item_id"] for item in fit.json()] == [one] * 3
     assert many.status_code == 400 and "at most 64 MB of graphs at once, got 64 items with 64." in many.json()["detail"]
-    assert (retried.status_code, retried.json()) == (400, many.json())
     assert (summaries.status_code, len(summaries.json())) == (200, 64)
-    assert (large.status_code, large.json()["detail"].partition(",")[0]) == (400, "expected at most 64 MB of graphs at once")
+    answers = {(answer.status_code, answer.json()["detail"].partition(",")[0]) for answer in large}
+    assert answers == {(400, "expected at most 64 MB of graphs at once")}
     assert bobs.json() == []
+
+
+def test_a_retry_counts_what_it_repeats_and_each_item_once(client, database):
+    items = enqueue(client, runs=2).json()["item_ids"]
+    for item in items:
+        ask(client, "PUT", f"i/{item}/cancel")
+    rows(database, LARGER, 33 << 20)
+    both = ask(client, "PUT", "retry_items_by_id", body=items)
+    one = ask(client, "PUT", "retry_items_by_id", body=items[:1] * 64)
+
+    assert both.status_code == 400 and "got 2 items with 66.0 MB: name fewer" in both.json()["detail"]
+    assert (one.status_code, one.json()["retried_item_ids"]) == (200, items[:1])
+
+
+@pytest.mark.parametrize("field", ["batch_id", "origin", "destination"])
+def test_what_names_a_batch_is_no_longer_than_a_name(client, queue, field):
+    batch = Batch(graph=graph()).model_dump(mode="json", exclude_none=True)
+    longest = ask(client, "POST", "enqueue_batch", body={"batch": batch | {field: "x" * 255}})
+    longer = ask(client, "POST", "enqueue_batch", body={"batch": batch | {field: "x" * 256}})
+
+    assert longest.status_code == 200
+    assert (longer.status_code, longer.json()["detail"]) == (400, f"{field}: expected at most 255 characters, got 256")
+    with tenancy.as_user("ann"):
+        assert queue.get_queue_status("default").total == 1
 
 
 def test_all_items_are_listed_up_to_a_size(client, queue, database):

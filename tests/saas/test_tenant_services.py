@@ -2,9 +2,11 @@
 
 import logging
 import os
+import threading
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +27,7 @@ from invokeai.app.services.object_serializer.object_serializer_disk import Objec
 from invokeai.app.services.urls.urls_default import LocalUrlService
 from invokeai.app.services.video_records.video_records_sqlite import SqliteVideoRecordStorage
 from PIL import Image
+from saas.patience import PATIENCE_SECONDS
 from saas.rows import add_user
 from saas.stores import disk_store, moto_server, s3_store
 
@@ -33,6 +36,7 @@ from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.errors import TenantContextMissing
 from invokeai_saas.storage.errors import StorageUnavailable
 from invokeai_saas.storage.files import Files
+from invokeai_saas.swaps import bulk_download
 from invokeai_saas.swaps.bulk_download import EXPIRES, MAX_PER_USER, TenantBulkDownloads
 from invokeai_saas.swaps.image_files import StoredImageFiles
 from invokeai_saas.swaps.invocation_cache import TenantInvocationCache
@@ -212,12 +216,60 @@ def test_a_zip_holds_the_owners_pictures_and_is_theirs_alone(services):
         assert services.bulk_download.get_owner(name) is None
         with pytest.raises(BulkDownloadTargetException):
             services.bulk_download.get_path(name)
-        services.bulk_download.delete(name)
+
+
+def test_a_zip_stays_after_an_answer_that_nobody_may_have_received(services):
+    name = make_zip(services, "ann", [save_image(services, "ann")])
     with tenancy.as_user("ann"):
-        assert Path(services.bulk_download.get_path(name)).is_file()
         services.bulk_download.delete(name)
-        with pytest.raises(BulkDownloadTargetException):
-            services.bulk_download.get_path(name)
+
+        assert Path(services.bulk_download.get_path(name)).is_file()
+
+
+def test_a_picture_that_is_named_twice_is_in_it_once(services):
+    picture, other = save_image(services, "ann"), save_image(services, "ann")
+    name = make_zip(services, "ann", [picture, other, picture])
+    with tenancy.as_user("ann"):
+        names = zipfile.ZipFile(services.bulk_download.get_path(name)).namelist()
+
+    assert names == [f"general/{picture}", f"general/{other}"]
+
+
+def test_pictures_that_are_too_much_for_a_zip_make_none(services, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk_download, "MOST_GIGABYTES", 0)
+    make_zip(services, "ann", [save_image(services, "ann")])
+
+    assert [what for what, _name, _user_id in services.events.told] == ["started", "error"]
+    assert list(tmp_path.rglob("*.zip")) == []
+
+
+def test_somebody_makes_one_zip_at_a_time(services):
+    """The first one waits in its store until the second was refused."""
+    arriving, go_on, store = threading.Event(), threading.Event(), services.bulk_download._store
+
+    def put_file(*args, **kwargs):
+        arriving.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        type(store).put_file(store, *args, **kwargs)
+
+    store.put_file = put_file
+    ann, bob = save_image(services, "ann"), save_image(services, "bob")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(make_zip, services, "ann", [ann])
+        assert arriving.wait(PATIENCE_SECONDS)
+        refused = make_zip(services, "ann", [ann])
+        arriving.clear()
+        bobs = pool.submit(make_zip, services, "bob", [bob])
+        assert arriving.wait(PATIENCE_SECONDS)
+        go_on.set()
+        made, theirs = first.result(), bobs.result()
+    again = make_zip(services, "ann", [ann])
+    with tenancy.as_user("ann"):
+        found = [services.bulk_download.get_owner(name) is not None for name in (made, refused, again)]
+
+    assert found == [True, False, True]
+    assert ("complete", theirs, "bob") in services.events.told
+    assert ("error", refused, "ann") in services.events.told
 
 
 def test_foreign_pictures_and_boards_are_not_zipped(services):
@@ -246,15 +298,23 @@ def test_a_name_with_tricks_finds_nothing(name, services):
             services.bulk_download.get_path(name)
 
 
-def test_a_zip_is_gone_after_an_hour_and_swept_with_the_next(services):
+def test_a_zip_is_not_served_after_an_hour_and_then_swept(services):
     name = make_zip(services, "ann", [save_image(services, "ann")])
     with tenancy.as_user("ann"):
         path = Path(services.bulk_download.get_path(name))
-        os.utime(path, (time.time() - EXPIRES.total_seconds() - 1,) * 2)
+        # What a file manager or a network disk leaves is no zip, and keeps none from being swept.
+        odd = path.with_name(".nfs0001.zip")
+        odd.touch()
+        for each in (path, odd):
+            os.utime(each, (time.time() - EXPIRES.total_seconds() - 1,) * 2)
         assert services.bulk_download.get_owner(name) is None
-    make_zip(services, "bob", [save_image(services, "bob")])
+    fresh = make_zip(services, "bob", [save_image(services, "bob")])
+    before = path.exists()
+    bulk_download.forget_expired(services.bulk_download._store)
 
-    assert not path.exists()
+    assert (before, path.exists(), odd.exists()) == (True, False, True)
+    with tenancy.as_user("bob"):
+        assert services.bulk_download.get_owner(fresh) == "bob"
 
 
 def test_a_user_has_so_many_zips_at_a_time_and_none_after_leaving(services, tmp_path):
@@ -268,7 +328,7 @@ def test_a_user_has_so_many_zips_at_a_time_and_none_after_leaving(services, tmp_
     assert list(tmp_path.rglob("*.zip")) == []
 
 
-def test_a_server_of_another_host_serves_the_zip_once(services, tmp_path):
+def test_a_server_of_another_host_serves_the_zip(services, tmp_path):
     picture = save_image(services, "ann")
     with moto_server() as (url, _):
         here, there = (TenantBulkDownloads(s3_store(url, tmp_path / host)) for host in ("here", "there"))
@@ -280,9 +340,6 @@ def test_a_server_of_another_host_serves_the_zip_once(services, tmp_path):
         with tenancy.as_user("ann"):
             assert there.get_owner(name) == "ann"
             assert zipfile.ZipFile(there.get_path(name)).namelist() == [f"general/{picture}"]
-            there.delete(name)
-            with pytest.raises(BulkDownloadTargetException):
-                here.get_path(name)
 
 
 def test_a_store_that_is_away_fails_the_zip_and_says_so(services, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 from invokeai.app.invocations.math import AddInvocation
 from invokeai.app.invocations.primitives import StringInvocation
+from invokeai.app.invocations.strings import StringReplaceInvocation
 from invokeai.app.services.session_queue.session_queue_common import Batch, BatchDatum, SessionQueueItem
 from invokeai.app.services.shared.graph import Graph
 from saas.people import rows
@@ -125,6 +126,16 @@ def test_many_copies_of_a_large_graph_are_refused_before_they_are_made(server, d
     held = rows(database, "SELECT max(octet_length(session) + coalesce(octet_length(field_values), 0)) AS bytes FROM session_queue")
     assert (before, len(few)) == (0, 4 if data else 2)
     assert held[0]["bytes"] == pytest.approx(float(each) * (1 << 20), rel=0.01)
+
+
+def test_many_values_for_a_large_node_are_refused_before_they_are_all_looked_at(server, database):
+    graph, values = Graph(), [str(number) for number in range(1000)]
+    graph.add_node(StringReplaceInvocation(id="text", string="x" * (1 << 20)))
+    data = [[BatchDatum(node_path="text", field_name="search_string", items=values)]]
+    with pytest.raises(BadBatch, match="data of 'text', search_string: expected at most 64 MB, got 1000 values for a node of 1.0 MB"):
+        enqueue(server, Batch(graph=graph, data=data))
+
+    assert rows(database, "SELECT count(*) AS n FROM session_queue")[0]["n"] == 0
 
 
 def test_without_reading_this_way_one_row_fails_the_whole_list(server, broken, monkeypatch):

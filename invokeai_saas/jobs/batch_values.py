@@ -30,21 +30,25 @@ class BadBatch(SaasError):
     status = 400
 
 
-def demand_labels_fit(batch: Batch) -> None:
-    """Raise BadBatch where what names a batch is no name: it is in each item, each summary and each event."""
-    for field in ("batch_id", "origin", "destination"):
-        length = len(getattr(batch, field) or "")
-        if length > MOST_LABEL:
-            raise BadBatch(f"{field}: expected at most {MOST_LABEL} characters, got {length}")
-
-
-def demand_values_fit(batch: Batch) -> None:
-    """Raise BadBatch for a list without values, for the first value that its field does not take, and for too much to look at."""
-    looked_at = 0
+def demand_well_formed(queue_id: str, batch: Batch) -> None:
+    """Raise BadBatch for a list without values, and where what names a queue or a batch is no name: each item and each event has it."""
+    names = {"queue_id": queue_id, "batch_id": batch.batch_id, "origin": batch.origin, "destination": batch.destination}
+    for field, name in names.items():
+        if len(name or "") > MOST_LABEL:
+            raise BadBatch(f"{field}: expected at most {MOST_LABEL} characters, got {len(name or '')}")
     for group in batch.data or ():
+        if not group:
+            raise BadBatch("data: expected at least one list of values in each group, got none")
         for datum in group:
             if not datum.items:
                 raise BadBatch(f"data of {datum.node_path!r}, {datum.field_name}: expected at least one value, got none")
+
+
+def demand_values_fit(batch: Batch) -> None:
+    """Raise BadBatch for the first value that its field does not take, and for too much to look at."""
+    looked_at = 0
+    for group in batch.data or ():
+        for datum in group:
             node = batch.graph.get_node(datum.node_path)
             kept = node.model_dump(mode="json", warnings=False, exclude_none=True)
             size = len(json.dumps(kept))
@@ -52,7 +56,7 @@ def demand_values_fit(batch: Batch) -> None:
                 # Each value is read with the rest of its node.
                 looked_at += size
                 if looked_at > MOST_MEGABYTES << 20:
-                    got = f"{len(datum.items)} values for a node of {size / (1 << 20):.1f} MB"
+                    got = f"{len(datum.items)} values for a node of {size} bytes"
                     raise BadBatch(f"data of {datum.node_path!r}, {datum.field_name}: expected at most {MOST_MEGABYTES} MB, got {got}")
                 try:
                     type(node).model_validate_json(json.dumps({**kept, datum.field_name: value}, allow_nan=False))

@@ -15,7 +15,8 @@ from invokeai_saas.wakeups.port import MOST, Wakeup
 Cursor = psycopg.Cursor[DictRow]
 # One enqueue per user at a time: the count of pending items and the insert after it belong together.
 LOCK_USER = "SELECT pg_advisory_xact_lock(hashtextextended('enqueue ' || %s, 0))"
-PENDING = "SELECT count(*) AS pending FROM session_queue WHERE queue_id = %s AND user_id = %s AND status = 'pending'"
+# In all their queues: InvokeAI's interface has one, a caller of the API names as many as they like.
+PENDING = "SELECT count(*) AS pending FROM session_queue WHERE user_id = %s AND status = 'pending'"
 # The columns in the order of InvokeAI's prepare_values_to_insert(), and the item's route: its tiers and models as lists with commas.
 INSERT = """
 INSERT INTO session_queue
@@ -47,9 +48,9 @@ WHERE user_id = %s AND item_id > %s AND status = 'pending' AND retried_from_item
 NEW_ITEMS = "SELECT item_id, user_id, tiers FROM session_queue WHERE item_id > %s AND status = 'pending' ORDER BY item_id LIMIT %s"
 # How many items a request means and how large they are; one counts as often as it is named, for so often is it answered. The lengths are
 # known without reading what is stored apart.
-_SUMMARY = " + ".join(f"COALESCE(octet_length(item.{column}), 0)" for column in ("batch_id", "origin", "destination", "field_values"))
-_BESIDE = " + ".join(f"COALESCE(octet_length(item.{column}), 0)" for column in ("workflow", "error_message", "error_traceback"))
-_WHOLE = f"octet_length(item.session) + {_BESIDE} + {_SUMMARY}"
+_TOLD = ("queue_id", "batch_id", "origin", "destination", "field_values")
+_KEPT = (*_TOLD, "session", "workflow", "error_message", "error_traceback")
+_SUMMARY, _WHOLE = (" + ".join(f"COALESCE(octet_length(item.{column}), 0)" for column in columns) for columns in (_TOLD, _KEPT))
 _SIZES = "SELECT count(*) AS items, COALESCE(sum({}), 0)::bigint AS bytes FROM "
 _NAMED = "unnest(%(item_ids)s::bigint[]) AS named (item_id) JOIN session_queue AS item USING (item_id) WHERE item.queue_id = %(queue_id)s"
 _OF_DESTINATION = "item.queue_id = %(queue_id)s AND (%(destination)s::text IS NULL OR item.destination = %(destination)s)"
@@ -81,7 +82,7 @@ class ListTooLarge(SaasError):
 
     def __init__(self, items: int, size: int, instead: str) -> None:
         got = f"{items} items with {size / (1 << 20):.1f} MB"
-        super().__init__(f"expected at most {MOST_MEGABYTES} MB of graphs at once, got {got}: {instead}")
+        super().__init__(f"expected at most {MOST_MEGABYTES} MB of items at once, got {got}: {instead}")
 
 
 class QueueFull(SaasError):
@@ -100,10 +101,10 @@ def demand_list_fits(cursor: Cursor, sizes: str, instead: str, **values: Any) ->
         raise ListTooLarge(row["items"], row["bytes"], instead)
 
 
-def demand_room(cursor: Cursor, *, queue_id: str, user_id: str, wanted: int, most: int) -> None:
+def demand_room(cursor: Cursor, *, user_id: str, wanted: int, most: int) -> None:
     """Raise QueueFull unless `wanted` more items fit. Holds the user's lock until the end of the transaction."""
     cursor.execute(LOCK_USER, (user_id,))
-    row = cursor.execute(PENDING, (queue_id, user_id)).fetchone()
+    row = cursor.execute(PENDING, (user_id,)).fetchone()
     would_be = wanted + (row["pending"] if row is not None else 0)
     if would_be > most:
         raise QueueFull(most=most, would_be=would_be)

@@ -12,11 +12,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zipfile import ZipFile
 
-from invokeai.app.services.bulk_download.bulk_download_common import BulkDownloadParametersException, BulkDownloadTargetException
+from invokeai.app.services.board_records.board_records_common import BoardRecordNotFoundException
+from invokeai.app.services.bulk_download.bulk_download_common import (
+    BulkDownloadException,
+    BulkDownloadParametersException,
+    BulkDownloadTargetException,
+)
 from invokeai.app.services.bulk_download.bulk_download_default import BulkDownloadService
 from invokeai.app.services.images.images_common import ImageDTO
 
 from invokeai_saas.db import tenancy
+from invokeai_saas.errors import SaasError
 from invokeai_saas.storage.errors import BadName, StorageRefused, StorageUnavailable
 from invokeai_saas.storage.keys import ZIPS, is_zip, zip_key, zips_of
 from invokeai_saas.storage.port import Found, ObjectStore
@@ -28,6 +34,24 @@ MOST_GIGABYTES = 4
 # Leaves room for the id and the suffix in a name of 200 bytes, four to a character.
 MAX_BOARD_NAME = 38
 logger = logging.getLogger(__name__)
+
+
+class OneZipAtATime(SaasError, BulkDownloadException):
+    """A user's second zip while the first is made: refused in the request, or told as upstream's own errors are."""
+
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__("expected one zip at a time, got a second one while the first is made")
+
+
+class NoSuchBoard(SaasError):
+    """A board that is foreign or was never there."""
+
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Board not found")
 
 
 class TenantBulkDownloads(BulkDownloadService):
@@ -50,6 +74,16 @@ class TenantBulkDownloads(BulkDownloadService):
         with tenancy.as_user(user_id):
             super().handler(list(dict.fromkeys(image_names or ())), board_id, bulk_download_item_id, user_id)
         self._download_owners.clear()
+
+    def generate_item_id(self, board_id: str | None) -> str:
+        """As upstream, inside the request: raises NoSuchBoard and OneZipAtATime, which whoever hears no events could not know of."""
+        with self._lock:
+            if tenancy.current().user_id in self._making:
+                raise OneZipAtATime
+        try:
+            return str(super().generate_item_id(board_id))
+        except BoardRecordNotFoundException:
+            raise NoSuchBoard from None
 
     def get_owner(self, bulk_download_item_name: str) -> str | None:
         """The caller, or nobody: there is no telling whose a name is."""
@@ -88,7 +122,7 @@ class TenantBulkDownloads(BulkDownloadService):
         """Whoever asks for a second one would fill the disk that all share."""
         with self._lock:
             if user_id in self._making:
-                raise BulkDownloadParametersException("expected one zip at a time, got a second one while the first is made")
+                raise OneZipAtATime
             self._making.add(user_id)
         try:
             yield

@@ -30,7 +30,7 @@ from invokeai_saas.db import tenancy
 from invokeai_saas.db.database import PostgresDatabase
 from invokeai_saas.jobs import lease, lost, queue_rows, reaper
 from invokeai_saas.jobs.admission import Admission
-from invokeai_saas.jobs.batch_values import demand_labels_fit, demand_size_fits, demand_values_fit
+from invokeai_saas.jobs.batch_values import demand_size_fits, demand_values_fit, demand_well_formed
 from invokeai_saas.jobs.lease import EVERYTHING, Attempt, Capability, LeaseLost
 from invokeai_saas.jobs.lost import Patience
 from invokeai_saas.jobs.metering import Meter
@@ -280,12 +280,15 @@ class PostgresSessionQueue(HeldItems):
 
     def _enqueue_batch(self, queue_id: str, batch: Batch, prepend: bool, user_id: str) -> EnqueueBatchResult:
         """All of the batch or, with QueueFull, nothing. `prepend` is ignored: turns are given by waiting (decision 18)."""
-        demand_labels_fit(batch)
-        demand_values_fit(batch)
+        demand_well_formed(queue_id, batch)
         wanted = calc_session_count(batch)
+        # Before each value is looked at: there may be a million of them.
+        if wanted > (most := self._services().configuration.max_queue_size):
+            raise queue_rows.QueueFull(most=most, would_be=wanted)
+        demand_values_fit(batch)
         with _as_owner(user_id), self._postgres.postgres() as cursor:
             admitted = None if self._admission is None else self._admission.admit(cursor, user_id, batch)
-            self._demand_room(cursor, queue_id, user_id, wanted)
+            self._demand_room(cursor, user_id, wanted)
             demand_size_fits(batch, wanted)
             rows = prepare_values_to_insert(queue_id, batch, priority=0, max_new_queue_items=wanted, user_id=user_id)
             item_ids = queue_rows.insert(cursor, rows, () if admitted is None else admitted.routes)
@@ -315,12 +318,11 @@ class PostgresSessionQueue(HeldItems):
     def _demand_room_to_retry(self, cursor: queue_rows.Cursor, queue_id: str, item_ids: list[int]) -> list[Any]:
         owners = cursor.execute(RETRIABLE, (list(item_ids), queue_id)).fetchall()
         for row in owners:
-            self._demand_room(cursor, queue_id, row["user_id"], row["items"])
+            self._demand_room(cursor, row["user_id"], row["items"])
         return owners
 
-    def _demand_room(self, cursor: queue_rows.Cursor, queue_id: str, user_id: str, wanted: int) -> None:
-        most = self._services().configuration.max_queue_size
-        queue_rows.demand_room(cursor, queue_id=queue_id, user_id=user_id, wanted=wanted, most=most)
+    def _demand_room(self, cursor: queue_rows.Cursor, user_id: str, wanted: int) -> None:
+        queue_rows.demand_room(cursor, user_id=user_id, wanted=wanted, most=self._services().configuration.max_queue_size)
 
     def _transition_queue_item_status(  # upstream's signature
         self,

@@ -120,10 +120,10 @@ def test_items_are_given_by_their_numbers_up_to_a_size_and_one_counts_as_often_a
 
     assert [item["item_id"] for item in few.json()] == [other, one]
     assert [item["item_id"] for item in fit.json()] == [one] * 3
-    assert many.status_code == 400 and "at most 64 MB of graphs at once, got 64 items with 64." in many.json()["detail"]
+    assert many.status_code == 400 and "at most 64 MB of items at once, got 64 items with 64." in many.json()["detail"]
     assert (summaries.status_code, len(summaries.json())) == (200, 64)
     answers = {(answer.status_code, answer.json()["detail"].partition(",")[0]) for answer in large}
-    assert answers == {(400, "expected at most 64 MB of graphs at once")}
+    assert answers == {(400, "expected at most 64 MB of items at once")}
     assert bobs.json() == []
 
 
@@ -149,6 +149,27 @@ def test_what_names_a_batch_is_no_longer_than_a_name(client, queue, field):
     assert (longer.status_code, longer.json()["detail"]) == (400, f"{field}: expected at most 255 characters, got 256")
     with tenancy.as_user("ann"):
         assert queue.get_queue_status("default").total == 1
+
+
+def test_items_of_every_queue_count_and_its_name_is_no_longer_than_a_name(client, database):
+    def enqueue_in(queue_id, runs):
+        batch = Batch(graph=graph(), runs=runs).model_dump(mode="json", exclude_none=True)
+        return client.post(f"/api/v1/queue/{queue_id}/enqueue_batch", json={"batch": batch}, headers={USER: "ann"})
+
+    answers = [enqueue_in(*asked) for asked in (("default", 2), ("q" * 255, 1), ("another", 1), ("q" * 256, 1))]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 409, 400]
+    assert answers[2].json() == {"detail": "expected at most 3 pending items, got 4"}
+    assert answers[3].json() == {"detail": "queue_id: expected at most 255 characters, got 256"}
+    assert len(rows(database, "SELECT 1 FROM session_queue")) == 3
+
+
+@pytest.mark.parametrize("data", [[[]], [[], [{"node_path": "add", "field_name": "a", "items": [1]}]]])
+def test_a_group_without_values_is_refused(client, data):
+    batch = Batch(graph=graph()).model_dump(mode="json", exclude_none=True) | {"data": data}
+    answer = ask(client, "POST", "enqueue_batch", body={"batch": batch})
+
+    assert (answer.status_code, answer.json()) == (400, {"detail": "data: expected at least one list of values in each group, got none"})
 
 
 def test_all_items_are_listed_up_to_a_size(client, queue, database):

@@ -201,7 +201,8 @@ def test_deleting_a_tensor_takes_it_out_of_the_cache(services):
 
 
 def make_zip(services: SimpleNamespace, user_id: str, names: list[str], item: str = "") -> str:
-    item = item or services.bulk_download.generate_item_id(None)
+    with tenancy.as_user(user_id):
+        item = item or services.bulk_download.generate_item_id(None)
     services.bulk_download.handler(names, None, item, user_id)
     return f"{item}.zip"
 
@@ -257,7 +258,9 @@ def test_somebody_makes_one_zip_at_a_time(services):
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(make_zip, services, "ann", [ann])
         assert arriving.wait(PATIENCE_SECONDS)
-        refused = make_zip(services, "ann", [ann])
+        with tenancy.as_user("ann"), pytest.raises(bulk_download.OneZipAtATime):
+            services.bulk_download.generate_item_id(None)
+        make_zip(services, "ann", [ann], "second")
         arriving.clear()
         bobs = pool.submit(make_zip, services, "bob", [bob])
         assert arriving.wait(PATIENCE_SECONDS)
@@ -265,11 +268,17 @@ def test_somebody_makes_one_zip_at_a_time(services):
         made, theirs = first.result(), bobs.result()
     again = make_zip(services, "ann", [ann])
     with tenancy.as_user("ann"):
-        found = [services.bulk_download.get_owner(name) is not None for name in (made, refused, again)]
+        found = [services.bulk_download.get_owner(name) is not None for name in (made, "second.zip", again)]
 
     assert found == [True, False, True]
     assert ("complete", theirs, "bob") in services.events.told
-    assert ("error", refused, "ann") in services.events.told
+    assert ("error", "second.zip", "ann") in services.events.told
+
+
+@pytest.mark.parametrize("board", ["", "never-there"])
+def test_a_zip_of_a_board_that_is_not_there_is_refused_in_the_request(services, board):
+    with tenancy.as_user("ann"), pytest.raises(bulk_download.NoSuchBoard):
+        services.bulk_download.generate_item_id(board)
 
 
 def test_foreign_pictures_and_boards_are_not_zipped(services):

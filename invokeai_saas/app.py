@@ -32,7 +32,7 @@ from invokeai_saas.operating.ports import demand_free_port
 from invokeai_saas.operating.shutdown import GracefulServer, Shutdown
 from invokeai_saas.operating.shutdown import serve as serve_gracefully
 from invokeai_saas.settings import Settings
-from invokeai_saas.storage.opening import forget_arrived, open_files, receive_uploads
+from invokeai_saas.storage.opening import open_files, receive_uploads
 from invokeai_saas.swaps.install import Parts, install_services, take_away
 from invokeai_saas.swaps.upstream import configure_invokeai, load_nodes
 from invokeai_saas.wakeups.opening import sending_of
@@ -40,8 +40,6 @@ from invokeai_saas.workers.gauges import FleetGauges
 from invokeai_saas.workers.inside import InsideWorker
 
 BACKGROUND_LIMIT_SECONDS = 60.0
-# In the data folder: uploads and zips while they grow.
-ARRIVING = "arriving"
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def open_server(settings: Settings, *, worker: bool = True) -> Server:
         bus=open_bus(settings, database, others=not worker),
         wakeups=sending_of(settings, database),
     )
-    receive_uploads(settings.data_dir / ARRIVING)
+    receive_uploads(settings.data_dir / "arriving")
     configure_invokeai(settings)
     refuse_other_upstream(database)
     _edit_routers()
@@ -270,7 +268,6 @@ def _background(settings: Settings, parts: Parts, billing: InboxWorker, pulse: P
     if parts.bus is not None:
         background.add("forget events", 10, parts.bus.forget)
     background.add("recover files", 60, parts.files.recover)
-    background.add("forget what arrived", 3600, lambda: forget_arrived(settings.data_dir / ARRIVING), alone=False)
     background.add("forget zips", 600, lambda: forget_expired(parts.files.store))
     if transport is not None:
         background.add("mail", 3, lambda: mail.deliver(accounts, transport, sender=settings.mail_from))

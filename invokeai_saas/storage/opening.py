@@ -49,18 +49,12 @@ def receive_uploads(folder: Path) -> None:
     """Let this process and its children keep what arrives in `folder`, beside the store; what a killed one left there goes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        forget_arrived(folder)
+        left = [path for path in folder.iterdir() if path.stat().st_mtime < time.time() - ARRIVING_LIFE_SECONDS]
     except OSError as error:
         raise BadSettings(f"SAAS_DATA_DIR: expected a folder for uploads, got: {error.strerror}") from None
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder.resolve())
-
-
-def forget_arrived(folder: Path) -> None:
-    """Remove what a killed process left in `folder` hours ago."""
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - ARRIVING_LIFE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def _signing_secret(settings: Settings) -> bytes:

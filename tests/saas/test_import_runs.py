@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -64,16 +65,19 @@ class Importer:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._line() == "ready"
 
-    def run(self, dsn: str, folder: Path, root: Path, *, kill_after: float | None = None) -> int:
-        """An import; its exit status, negative for a signal."""
+    def run(self, dsn: str, folder: Path, root: Path, *, kill_when: Callable[[], bool] | None = None) -> int:
+        """An import; its exit status, negative for a signal. `kill_when` is asked again and again."""
         self._process.stdin.write("\t".join((make_conninfo(dsn, application_name="doomed"), str(folder), str(root), ANN)) + "\n")
         self._process.stdin.flush()
         pid = int(self._line())
-        timer = threading.Timer(kill_after or 0, lambda: _kill(pid))
-        if kill_after is not None:
-            timer.start()
+        over = threading.Event()
+        killer = threading.Thread(target=_kill, args=(pid, kill_when, over))
+        if kill_when is not None:
+            killer.start()
         status = os.waitstatus_to_exitcode(int(self._line()))
-        timer.cancel()
+        over.set()
+        if kill_when is not None:
+            killer.join()
         return status
 
     def close(self) -> None:
@@ -84,9 +88,26 @@ class Importer:
         return self._process.stdout.readline().strip()
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill(pid: int, when: Callable[[], bool], over: threading.Event) -> None:
+    while not over.wait(0.005):
+        if when():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    began = time.monotonic()
+    return lambda: time.monotonic() - began > seconds
+
+
+def has_lines(database: PostgresDatabase, more_than: int) -> bool:
+    return lines_of(database) > more_than
+
+
+def lines_of(database: PostgresDatabase) -> int:
+    """Of the ledger, which grows with every batch that was brought over."""
+    return rows(database, "SELECT count(*) AS n FROM imported")[0]["n"]
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +153,19 @@ def test_kills_at_any_moment_lose_nothing_and_double_nothing(cluster, importer, 
     takes = time.monotonic() - began
     with closing(PostgresDatabase(undisturbed, pool_size=2)) as database:
         files = Files(database, disk_store(tmp_path / "undisturbed"))
-        expected, expected_files = without_moving(database), digests(files, database)
+        expected, expected_files, whole = without_moving(database), digests(files, database), lines_of(database)
     for number in range(max(2, KILLS // 3)):
         dsn, folder = cluster.clone(), tmp_path / str(number)
         with closing(PostgresDatabase(dsn, pool_size=2)) as database:
             files = Files(database, disk_store(folder))
             for attempt in range(4):
-                status = importer.run(dsn, folder, root, kill_after=rng.uniform(0.1, 0.4 + 0.2 * attempt) * takes)
-                assert status in (0, -signal.SIGKILL)
+                # By the clock a busy machine is killed before its first batch, or not at all.
+                by_the_clock = (number + attempt) % 2 == 0
+                moment, reached = rng.uniform(0.1, 0.4 + 0.2 * attempt) * takes, rng.randrange(whole // 2)
+                when = after(moment) if by_the_clock else partial(has_lines, database, reached)
+                assert importer.run(dsn, folder, root, kill_when=when) in (0, -signal.SIGKILL)
                 await_end_of_sessions(dsn)
-                stood.append(rows(database, "SELECT count(*) AS n FROM imported")[0]["n"])
+                stood.append(lines_of(database))
                 if rng.random() < 0.5:
                     files.recover(older_than_seconds=0)
             assert importer.run(dsn, folder, root) == 0

@@ -34,8 +34,8 @@ def demand_well_formed(queue_id: str, batch: Batch) -> None:
     """Raise BadBatch for a list without values, and where what names a queue or a batch is no name: each item and each event has it."""
     names = {"queue_id": queue_id, "batch_id": batch.batch_id, "origin": batch.origin, "destination": batch.destination}
     for field, name in names.items():
-        if len(name or "") > MOST_LABEL:
-            raise BadBatch(f"{field}: expected at most {MOST_LABEL} characters, got {len(name or '')}")
+        if name is not None and len(name) > MOST_LABEL:
+            raise BadBatch(f"{field}: expected at most {MOST_LABEL} characters, got {len(name)}")
     for group in batch.data or ():
         if not group:
             raise BadBatch("data: expected at least one list of values in each group, got none")

@@ -76,7 +76,7 @@ def zip_key(user_id: str, name: str) -> str:
 
 def is_zip(key: str) -> bool:
     """Whether `key` is a zip's; a store's own tools leave other things in a folder."""
-    _, user_id, name = (key.split("/") + ["", ""])[:3]
+    user_id, _, name = key.removeprefix(ZIPS).partition("/")
     try:
         return key == zip_key(user_id, name)
     except BadName:

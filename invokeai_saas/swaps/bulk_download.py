@@ -77,9 +77,7 @@ class TenantBulkDownloads(BulkDownloadService):
 
     def generate_item_id(self, board_id: str | None) -> str:
         """As upstream, inside the request: raises NoSuchBoard and OneZipAtATime, which whoever hears no events could not know of."""
-        with self._lock:
-            if tenancy.current().user_id in self._making:
-                raise OneZipAtATime
+        self._demand_none_is_made(tenancy.current().user_id or "")
         try:
             return str(super().generate_item_id(board_id))
         except BoardRecordNotFoundException:
@@ -121,14 +119,17 @@ class TenantBulkDownloads(BulkDownloadService):
     def _one_at_a_time(self, user_id: str) -> Iterator[None]:
         """Whoever asks for a second one would fill the disk that all share."""
         with self._lock:
-            if user_id in self._making:
-                raise OneZipAtATime
+            self._demand_none_is_made(user_id)
             self._making.add(user_id)
         try:
             yield
         finally:
             with self._lock:
                 self._making.discard(user_id)
+
+    def _demand_none_is_made(self, user_id: str) -> None:
+        if user_id in self._making:
+            raise OneZipAtATime
 
     def _get_clean_board_name(self, board_id: str) -> str:
         return str(super()._get_clean_board_name(board_id))[:MAX_BOARD_NAME]

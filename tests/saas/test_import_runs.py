@@ -65,19 +65,17 @@ class Importer:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._line() == "ready"
 
-    def run(self, dsn: str, folder: Path, root: Path, *, kill_when: Callable[[], bool] | None = None) -> int:
+    def run(self, dsn: str, folder: Path, root: Path, *, kill_when: Callable[[], bool] = lambda: False) -> int:
         """An import; its exit status, negative for a signal. `kill_when` is asked again and again."""
         self._process.stdin.write("\t".join((make_conninfo(dsn, application_name="doomed"), str(folder), str(root), ANN)) + "\n")
         self._process.stdin.flush()
         pid = int(self._line())
         over = threading.Event()
         killer = threading.Thread(target=_kill, args=(pid, kill_when, over))
-        if kill_when is not None:
-            killer.start()
+        killer.start()
         status = os.waitstatus_to_exitcode(int(self._line()))
         over.set()
-        if kill_when is not None:
-            killer.join()
+        killer.join()
         return status
 
     def close(self) -> None:

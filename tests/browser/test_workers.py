@@ -127,7 +127,7 @@ def made(there: Deployment, seats: tuple[Seat, Seat]) -> Made:
     for number, each in enumerate(seats):
         each.ui.page.get_by_test_id("progress-image").first.wait_for()
         each.ui.picture(f"workers-{number + 1}-progress")
-    items = seats[0].ui.wait_for_item(seconds=120), seats[1].ui.wait_for_item(seconds=120)
+    items = seats[0].ui.wait_for_item(seconds=240), seats[1].ui.wait_for_item(seconds=240)
     for number, each in enumerate(seats):
         each.ui.page.get_by_role("button", name="Play video").first.wait_for()
         each.ui.picture(f"workers-{number + 3}-gallery")
@@ -171,7 +171,7 @@ def canceled(there: Deployment, made: Made, seats: tuple[Seat, Seat]) -> Cancele
     ui.picture("workers-6-canceled")
     newest = "SELECT count(*) AS items FROM session_queue WHERE user_id = %s"
     until(lambda: rows(there.database, newest, seats[1].user_id) == [{"items": 2}])
-    next_status = seats[1].ui.wait_for_item(seconds=120)["status"]
+    next_status = seats[1].ui.wait_for_item(seconds=240)["status"]
     return Canceled(
         attempt=rows(there.database, attempt, item_id)[0]["state"],
         row=rows(there.database, "SELECT status FROM session_queue WHERE item_id = %s AND status <> 'canceled'", item_id),
@@ -204,7 +204,7 @@ def test_cancel_takes_the_job_from_the_worker(canceled: Canceled) -> None:
     print(f"taken away {canceled.seconds:.2f} s after the click, the next job done after {canceled.next_seconds:.1f} s")
 
     assert (canceled.attempt, canceled.row) == ("revoked", [])
-    assert canceled.seconds < 20
+    assert canceled.seconds < 60
 
 
 def test_the_worker_stops_within_its_steps_and_goes_on_with_the_next_person_s(canceled: Canceled) -> None:

@@ -76,7 +76,7 @@ def test_a_run_past_its_time_is_canceled(engine: Engine, tiny_model: dict[str, A
     with pytest.raises(RunCanceled, match="within 2 s"):
         engine.run(graph, timeout=2)
 
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
     assert not engine.services.session_processor.get_status().is_processing
 
 

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from saas.billed import POLICY, open_shop, pack_for, subscription, totals
+from saas.patience import until
 from saas.people import rows
 from saas.stripe_serving import SECRET, signature
 
@@ -259,9 +260,7 @@ def test_the_worker_is_woken_by_an_event(paid, ann):
         client = door(worker.billing)
         for number in range(len(paid.sent)):
             assert send(client, event(paid, number)).status_code == 200
-        deadline = time.monotonic() + 20
-        while {row["state"] for row in inside(paid)} != {"done"} and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: {row["state"] for row in inside(paid)} == {"done"})
     finally:
         worker.stop()
 

@@ -35,6 +35,7 @@ from saas.matrix_things import (
     served,
     snapshot,
 )
+from saas.patience import until
 
 from invokeai_saas.accounts import store
 from invokeai_saas.closed.routes import MEDIA
@@ -332,10 +333,7 @@ class Listener:
         self.client.eio.disconnect(abort=True)
 
     def wait(self, event: str) -> None:
-        end = time.monotonic() + 30
-        while event not in [name for name, _ in self.heard]:
-            assert time.monotonic() < end, self.heard
-            time.sleep(0.05)
+        until(lambda: event in [name for name, _ in self.heard], event, told=lambda: str(self.heard))
 
 
 @pytest.mark.parametrize("credential", ["nothing", "garbage", "unsigned", "signed by somebody", "expired", "revoked key"])

@@ -1,6 +1,7 @@
 """GPU seconds: nodes count, loading does not; and what runs for longer than its price, or for more than its plan, is stopped."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import psycopg
@@ -159,7 +160,7 @@ def steps() -> Graph:
 
 
 def wait_for(server, item: int, *states: str) -> dict:
-    for _ in range(600):
+    for _ in range(2400):
         found = rows(server.database, "SELECT status, error_type, error_message FROM session_queue WHERE item_id = %s", item)[0]
         if found["status"] in states:
             return found
@@ -168,16 +169,17 @@ def wait_for(server, item: int, *states: str) -> dict:
 
 
 def test_a_run_is_charged_for_the_seconds_of_its_nodes(server, ann):
-    item = server.put(ann, steps())
+    item, began = server.put(ann, steps()), time.monotonic()
     server.processor.start(server.invoker)
     assert STEPS["running"].wait(120)
     threading.Event().wait(1.2)
     STEPS["go_on"].set()
     wait_for(server, item, "completed")
+    took = time.monotonic() - began
     held = holds(server.database)[item]
 
     assert (held["amount"], held["state"], held["captured"]) == (1, "captured", 1)
-    assert 1.2 <= held["seconds"] < 5
+    assert 1.2 <= held["seconds"] < took
 
 
 def test_an_item_that_runs_for_too_long_is_stopped_in_the_middle_of_a_node(server, ann, dsn):

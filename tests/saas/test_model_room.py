@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from saas.model_folders import FILE, FOLDER, PATHS, SIZE, Counting, files_of, install_models, tree
+from saas.patience import PATIENCE_SECONDS
 from saas.stores import disk_store
 
 from invokeai_saas.workers.model_files import ModelUnavailable, NoRoom
@@ -76,7 +77,7 @@ def test_a_model_that_a_job_holds_is_not_thrown_out(store, installed, tmp_path):
     for record in (FOLDER, FILE):
         push(store, record, installed)
     files = files_of(store, tmp_path, limit_bytes=SIZE + 100, room_seconds=0.3)
-    other = files_of(store, tmp_path, limit_bytes=SIZE + 100, room_seconds=30)
+    other = files_of(store, tmp_path, limit_bytes=SIZE + 100, room_seconds=PATIENCE_SECONDS)
     with files.hold('"folder-key"'):
         with pytest.raises(NoRoom, match="running jobs hold"):
             files.ensure(FILE.key, FILE.path)
@@ -84,7 +85,7 @@ def test_a_model_that_a_job_holds_is_not_thrown_out(store, installed, tmp_path):
         waiting.start()
         time.sleep(0.5)
         held = tree(tmp_path / "worker" / "folder-key") == tree(installed / "folder-key")
-    waiting.join(20)
+    waiting.join(PATIENCE_SECONDS)
 
     assert held
     assert list(other.fetched()) == ["file-key"]

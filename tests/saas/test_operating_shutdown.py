@@ -44,7 +44,7 @@ def server(dsn, *, worker_seconds=0.0, drain_seconds=0.0, grace_seconds=10):
 
 def end_of(process):
     """What it printed until it ended, and its exit code."""
-    said, _ = process.communicate(timeout=80)
+    said, _ = process.communicate(timeout=350)
     return said, process.returncode
 
 
@@ -98,13 +98,13 @@ def test_the_worker_is_waited_for(dsn):
 
 
 def test_a_worker_that_does_not_stop_holds_the_end_up_no_longer_than_the_grace(dsn):
-    with server(dsn, worker_seconds=90, grace_seconds=1) as (process, _url):
+    with server(dsn, worker_seconds=400, grace_seconds=1) as (process, _url):
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         said, code = end_of(process)
 
     assert "pool closed" in said and "worker stopped" not in said.replace("did not stop", "")
-    assert code == 1 and time.monotonic() - started < 60
+    assert code == 1 and time.monotonic() - started < 300
 
 
 def test_a_request_longer_than_the_grace_is_cut_off(dsn):

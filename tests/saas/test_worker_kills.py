@@ -16,7 +16,7 @@ import psutil
 import pytest
 from saas.books import drift, settled
 from saas.cutting_proxy import CuttingProxy
-from saas.patience import until
+from saas.patience import PATIENCE_SECONDS, until
 from saas.people import rows
 from saas.stored_rows import demand_whole
 from saas.stores import disk_store
@@ -133,7 +133,7 @@ def test_killed_at_random_every_item_ends_once_with_one_bill_and_one_picture(fle
             os.kill(victim, signal.SIGKILL)
             killed[kind] += 1
         if kind == "supervisor":
-            workers[which].wait(10)
+            workers[which].wait(PATIENCE_SECONDS)
             workers[which] = fleet.worker(options={"name": f"again-{killed.total()}"}, quarantine_after=1000)
     ended = fleet.await_end(workers=tuple(workers))
     states = Counter(row["state"] for row in rows(fleet.database, "SELECT state FROM job_attempts"))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from saas.patience import until
 from saas.queues import queue_of
 from saas.rows import AT_ONCE, add_items, status_of
 from saas.workers import Worker
@@ -40,11 +41,11 @@ def boards_of(database, owner: str) -> list[str]:
 
 
 def reap_until_it_is_back(database, item: int) -> None:
-    deadline = time.monotonic() + 30
-    while status_of(database, item) != "pending":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    def is_back() -> bool:
         reap(database, patience=AT_ONCE)
+        return status_of(database, item) == "pending"
+
+    until(is_back, "the item to be back", every=0.1)
 
 
 def test_a_killed_workers_item_comes_back_and_is_done_as_attempt_two(database, start):

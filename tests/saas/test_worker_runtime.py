@@ -44,14 +44,15 @@ def test_an_item_is_claimed_run_and_settled_and_its_picture_is_its_owners(fleet,
     assert rows(database, "SELECT state, gpu_seconds >= 0.3 AS measured FROM job_attempts") == [{"state": "finished", "measured": True}]
 
 
-def test_a_dead_runner_loses_its_item_at_once_and_is_back_in_seconds(fleet, database, dsn, folder):
+def test_a_dead_runner_loses_its_item_at_once_and_is_back_in_seconds(fleet, database, dsn, folder, tmp_path):
     worker = fleet.worker(dsn, folder)
-    item = enqueue(database, "ann", "sleep 2; save")
+    item = enqueue(database, "ann", f"until {tmp_path / 'killed'}; save")
     await_status(database, item, "in_progress", told=worker.story)
     began = time.monotonic()
     os.kill(worker.runners()[0], signal.SIGKILL)
     until(lambda: rows(database, "SELECT 1 FROM job_attempts WHERE state = 'lost'"), "a lost attempt", told=worker.story)
     lost_after = time.monotonic() - began
+    (tmp_path / "killed").touch()
     await_status(database, item, "completed", told=worker.story)
     took = time.monotonic() - began
     print(f"lost {lost_after:.2f} s and done {took:.2f} s after the kill")
@@ -64,7 +65,7 @@ def test_a_dead_runner_loses_its_item_at_once_and_is_back_in_seconds(fleet, data
 
 def test_a_cancel_stops_the_item_within_a_step(fleet, database, dsn, folder):
     worker = fleet.worker(dsn, folder)
-    item = enqueue(database, "ann", "sleep 60; save")
+    item = enqueue(database, "ann", "sleep 600; save")
     await_status(database, item, "in_progress", told=worker.story)
     time.sleep(0.5)
     began = time.monotonic()
@@ -74,16 +75,18 @@ def test_a_cancel_stops_the_item_within_a_step(fleet, database, dsn, folder):
     took = time.monotonic() - began
     print(f"the next item was done {took:.2f} s after the cancel")
 
-    assert took < 40
+    assert took < 300
     assert rows(database, "SELECT 1 FROM images") == []
 
 
-def test_a_worker_that_drains_finishes_its_item_takes_no_other_and_ends_with_0(fleet, database, dsn, folder):
+def test_a_worker_that_drains_finishes_its_item_takes_no_other_and_ends_with_0(fleet, database, dsn, folder, tmp_path):
     worker = fleet.worker(dsn, folder)
-    first = enqueue(database, "ann", "sleep 2; save")
+    first = enqueue(database, "ann", f"until {tmp_path / 'told'}; save")
     await_status(database, first, "in_progress", told=worker.story)
     second = enqueue(database, "ann", "sleep 0")
     worker.signal(signal.SIGTERM)
+    worker.await_log("told to end")
+    (tmp_path / "told").touch()
     code = worker.wait(PATIENCE_SECONDS)
 
     assert (code, status_of(database, first), status_of(database, second)) == (0, "completed", "pending")
@@ -92,7 +95,7 @@ def test_a_worker_that_drains_finishes_its_item_takes_no_other_and_ends_with_0(f
 
 def test_a_second_signal_gives_the_item_back_at_once(fleet, database, dsn, folder):
     worker = fleet.worker(dsn, folder)
-    item = enqueue(database, "ann", "sleep 60")
+    item = enqueue(database, "ann", "sleep 600")
     await_status(database, item, "in_progress", told=worker.story)
     time.sleep(0.3)
     began = time.monotonic()
@@ -102,7 +105,7 @@ def test_a_second_signal_gives_the_item_back_at_once(fleet, database, dsn, folde
     code = worker.wait(PATIENCE_SECONDS)
     took = time.monotonic() - began
 
-    assert (code, status_of(database, item), took < 45) == (0, "pending", True)
+    assert (code, status_of(database, item), took < 300) == (0, "pending", True)
     assert rows(database, "SELECT state FROM job_attempts") == [{"state": "revoked"}]
 
 
@@ -134,7 +137,7 @@ def test_heartbeats_go_on_while_a_node_holds_pythons_lock(fleet, database, dsn, 
 
 def test_a_canceled_item_that_does_not_stop_is_killed(fleet, database, dsn, folder):
     worker = fleet.worker(dsn, folder, stop_seconds=1)
-    item = enqueue(database, "ann", "hold 60")
+    item = enqueue(database, "ann", "hold 600")
     await_status(database, item, "in_progress", told=worker.story)
     time.sleep(0.5)
     began = time.monotonic()
@@ -143,7 +146,7 @@ def test_a_canceled_item_that_does_not_stop_is_killed(fleet, database, dsn, fold
     await_status(database, next_item, "completed", told=worker.story)
     took = time.monotonic() - began
 
-    assert took < 45
+    assert took < 300
     assert status_of(database, item) == "canceled"
 
 
@@ -226,14 +229,15 @@ def test_a_full_disk_stops_claims_until_there_is_room(fleet, database, dsn, fold
     assert "expected 512 MB free" in worker.log()
 
 
-def test_an_admins_drain_lets_it_finish_and_resume_goes_on(fleet, database, dsn, folder):
+def test_an_admins_drain_lets_it_finish_and_resume_goes_on(fleet, database, dsn, folder, tmp_path):
     worker = fleet.worker(dsn, folder)
-    first = enqueue(database, "ann", "sleep 2")
+    first = enqueue(database, "ann", f"until {tmp_path / 'asked'}")
     await_status(database, first, "in_progress", told=worker.story)
     name = rows(database, "SELECT name FROM gpu_instances")[0]["name"]
     registry.ask_to_drain(database, name)
     until(lambda: instance(database)["status"] == "draining", "a drain", told=worker.story)
     second = enqueue(database, "ann", "sleep 0")
+    (tmp_path / "asked").touch()
     await_status(database, first, "completed", told=worker.story)
     time.sleep(1.5)
     waited = status_of(database, second)

@@ -56,7 +56,7 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL; its processes die with it."""
         self.signal(signal.SIGKILL)
-        self.wait(10)
+        self.wait(PATIENCE_SECONDS)
 
     def wait(self, seconds: float) -> int | None:
         """Its exit code, None when it still runs."""

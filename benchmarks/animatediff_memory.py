@@ -2,8 +2,7 @@
 
 Denoises 128 frames in context windows of 16 and compares how far the resident memory grew above what it was with the models and the
 noise loaded: no more than 1.2 times what 16 frames take. `--without-windows` gives the model all 128 frames at once: the same bound
-must then fail, or it measures nothing. Each length runs in a process of its own, up to three times: what else a busy machine does to the
-allocator only ever adds, so the least growth counts.
+must then fail, or it measures nothing. Each length runs in a process of its own.
 
     python benchmarks/animatediff_memory.py [--size 256] [--frames 128] [--without-windows]
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,6 @@ from _peak_memory import PeakMemory, in_own_process
 SHORT, LONG = 16, 128
 OVERLAP = 8
 BOUND = 1.2
-TURNS = 3
 
 
 def main() -> int:
@@ -30,23 +27,13 @@ def main() -> int:
     if arguments.case:
         print(f"grown_mib {_grown_mib(arguments):.2f}")
         return 0
-    short, long = _least_growths(arguments.frames)
+    short, long = (in_own_process(str(frames)) for frames in (SHORT, arguments.frames))
     how = "at once" if arguments.without_windows else f"in windows of {SHORT}"
     print(
         f"denoise at {arguments.size}x{arguments.size}: {arguments.frames} frames {how} grow by {long:.1f} MiB, {SHORT} by {short:.1f};"
         f" ratio {long / short:.3f} (bound {BOUND})"
     )
     return 0 if long <= BOUND * short else 1
-
-
-def _least_growths(frames: int) -> tuple[float, float]:
-    """The growth of both lengths in MiB; measured again only while the bound does not hold."""
-    short = long = math.inf
-    for _ in range(TURNS):
-        short, long = (min(least, in_own_process(str(count))) for least, count in ((short, SHORT), (long, frames)))
-        if long <= BOUND * short:
-            break
-    return short, long
 
 
 def _arguments() -> argparse.Namespace:

@@ -11,6 +11,8 @@ from live_server import Server
 from playwright.sync_api import Locator, Page, Response, TimeoutError, WebSocket, expect
 
 TOY = "Toy Video"
+# How long a page may take for one thing: the machine may be busy with other tests.
+PATIENCE_MS = 180_000
 
 
 class Interface:

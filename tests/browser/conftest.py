@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from live_interface import PATIENCE_MS
 from live_server import Server, build_wheel, make_environment
 from playwright.sync_api import Browser, BrowserType, Page, expect, sync_playwright
 
@@ -25,8 +26,6 @@ WITHOUT_GPU = ["--disable-gpu"]
 # measured on the path that a desktop takes, here with the GPU in software.
 SOFTWARE_GPU = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 SOFTWARE_GPU += ["--enable-gpu-rasterization"]
-# The machine may be busy with other tests.
-PATIENCE_MS = 180_000
 OF_THE_SAAS = ("test_accounts", "test_billing_page", "test_saas", "test_workers")
 
 

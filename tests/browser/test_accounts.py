@@ -16,6 +16,7 @@ import jwt
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from live_interface import PATIENCE_MS
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from saas.conftest import cluster, database, dsn, open_database  # noqa: F401 - fixtures
 from saas.patience import until
@@ -103,7 +104,7 @@ def site(database: Any) -> Iterator[Site]:  # noqa: F811
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     opened = browser.new_context(viewport={"width": 1280, "height": 860}, locale="en-US")
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(PATIENCE_MS)
     yield opened
     opened.close()
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from live_interface import PATIENCE_MS
 from playwright.sync_api import Browser, Dialog, Page, Route, expect
 from saas import books
 from saas.billed import POLICY, Shop, open_shop
@@ -68,7 +69,7 @@ def stand(request: Any, database: Any, browser: Browser) -> Iterator[Stand]:  # 
         while not server.started:
             time.sleep(0.05)
         context = browser.new_context(viewport={"width": 1280, "height": 1000}, locale="en-US")
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(PATIENCE_MS)
         context.add_init_script(f"localStorage.setItem('auth_token', '{ann.tokens.access_token}')")
         context.route("https://checkout.stripe.com/**", lambda route: pay(route, shop))
         yield Stand(url, shop, ann, context)

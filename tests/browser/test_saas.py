@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
-from live_interface import TOY
+from live_interface import PATIENCE_MS, TOY
 from live_server import REPOSITORY
 from playwright.sync_api import Browser, expect
 from saas.browsing import Mailbox, Someone
@@ -31,7 +31,6 @@ HEADING = "Video Models"
 ANN = "ann@example.org"
 # As short as the settings allow: the whole story is told with tokens that end and are renewed.
 ACCESS_SECONDS = 30
-PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +235,7 @@ def ended(stayed: Stayed, ann: Joined, admin: Start, saas: SaasServer) -> Ended:
     began = time.monotonic()
     deactivated = admin.ui.ask(f"/api/v1/admin/users/{ann.me['user_id']}/deactivate", "POST")[0]
     stop_seconds = until(lambda: f"stopping work on item {item_id}:" in saas.log())
-    ui.page.wait_for_url("**/login", timeout=60_000)
+    ui.page.wait_for_url("**/login")
     signed_out = time.monotonic() - began
     token, steps_seen = ui.token(), len(ui.progress)
     ui.page.get_by_role("link", name="Create an account").wait_for()

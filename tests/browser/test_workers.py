@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_interface import TOY
+from live_interface import PATIENCE_MS, TOY
 from live_server import REPOSITORY
 from playwright.sync_api import Browser, expect
 from saas.browsing import Someone
@@ -31,7 +31,6 @@ from invokeai_video_nodes.toy_settings import TOY_MODEL
 pytestmark = pytest.mark.soak
 
 WORKFLOW = REPOSITORY / "workflows" / "text_to_video.json"
-PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,9 @@ WHERE root_item_id = %(root)s AND status IN ('pending', 'in_progress', 'waiting'
 REMOVE_PICTURES = "DELETE FROM images WHERE session_id = ANY(%(sessions)s) AND user_id = %(user_id)s"
 REMOVE_VIDEOS = "DELETE FROM videos WHERE session_id = ANY(%(sessions)s) AND user_id = %(user_id)s"
 OWE_NOTHING = "SELECT credits_start_over(%(root)s)"
-# A row that somebody else holds is looked at again by the next reaper.
-NOT_LONG = "SET LOCAL lock_timeout = '1s'"
+# A row that somebody else holds is looked at again by the next reaper. Less than Postgres' deadlock_timeout (1 s): a worker that saves at
+# this very moment holds its files' rows and waits for the attempt, the other way round than here; this side must be the one that gives way.
+NOT_LONG = "SET LOCAL lock_timeout = '500ms'"
 START_OVER = """
 UPDATE session_queue
 SET status = 'pending', status_sequence = COALESCE(status_sequence, 0) + 1, untold = true, session = queue_fresh_session(session),

@@ -1,6 +1,6 @@
 """Whose fault is a node's error: the graph's, or this worker's? A worker's own is no failure of the user: another worker takes the item.
 
-error of a node ─► of(type, message) ─► None: the graph's  |  why: the worker's ─► the attempt counts as lost, the worker is counted
+error of a node ─► of(…) ─► None: the graph's  |  why: the worker's ─► the attempt counts as lost, the worker is counted
 """
 
 import re
@@ -14,6 +14,8 @@ _SPOILED = re.compile(
 _SPOILED_TYPES = ("AcceleratorError",)
 # By the name of the error's class, and by what its text says. The database is everybody's.
 _DATABASE = ("Unavailable", "DatabaseUnavailable", "OperationalError", "AdminShutdown", "PoolTimeout")
+# Somebody else was at the same rows; InvokeAI's services make errors of their own of it, which keep it as their cause.
+_BUSY = re.compile(r"\.(?:DeadlockDetected|LockNotAvailable): ")
 _TYPES = {
     "ModelUnavailable": "a model could not be had",
     "ModelMissing": "a model is missing",
@@ -48,12 +50,14 @@ class WorkerFault(Exception):
         self.why, self.counts, self.spoiled = why, counts, spoiled
 
 
-def of(error_type: str, message: str) -> WorkerFault | None:
+def of(error_type: str, message: str, traceback: str = "") -> WorkerFault | None:
     """What is wrong with the worker, None for the graph's own failure. A card whose memory one graph fills is the graph's."""
     if error_type in _SPOILED_TYPES or (error_type != "OutOfMemoryError" and _SPOILED.search(message)):
         return WorkerFault(f"the GPU failed: {_short(message)}", spoiled=True)
     if error_type in _DATABASE:
         return WorkerFault(f"the database does not answer: {_short(message)}", counts=False)
+    if _BUSY.search(traceback):
+        return WorkerFault(f"the database was busy: {_short(message)}", counts=False)
     known = _TYPES.get(error_type) or next((why for pattern, why in _TEXTS if pattern.search(message)), None)
     return None if known is None else WorkerFault(f"{known}: {_short(message)}")
 

@@ -40,7 +40,7 @@ class HandedQueue(PostgresSessionQueue):
 
     def fail_queue_item(self, item_id: int, error_type: str, error_message: str, error_traceback: str) -> SessionQueueItem:
         """As upstream; raises WorkerFault, and leaves the item as it is, where the graph is not to blame."""
-        fault = faults.of(error_type, error_message) if self.attempt_of(item_id) is not None else None
+        fault = faults.of(error_type, error_message, error_traceback) if self.attempt_of(item_id) is not None else None
         if fault is not None:
             raise fault
         failed: SessionQueueItem = super().fail_queue_item(item_id, error_type, error_message, error_traceback)

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
+import psycopg
 import pytest
+from invokeai.app.services.image_records.image_records_common import ImageRecordSaveException
 
 from invokeai_saas.cli import main
 from invokeai_saas.errors import BadSettings
@@ -122,6 +125,19 @@ def test_a_database_that_is_away_is_no_workers_fault_in_particular():
 
     assert fault is not None
     assert not fault.counts
+
+
+def test_what_a_service_of_invokeai_makes_of_a_deadlock_is_nobodys_fault():
+    try:
+        try:
+            raise psycopg.errors.DeadlockDetected("deadlock detected")
+        except psycopg.Error as error:
+            raise ImageRecordSaveException from error
+    except ImageRecordSaveException:
+        fault = faults.of("ImageRecordSaveException", "Image record not saved", traceback.format_exc())
+
+    assert fault is not None
+    assert (fault.why, fault.counts) == ("the database was busy: Image record not saved", False)
 
 
 def test_in_a_row_counts_items_once_and_starts_every_time_and_forgets_at_a_success():

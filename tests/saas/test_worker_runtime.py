@@ -189,6 +189,16 @@ def test_one_graph_that_fails_again_and_again_by_a_workers_fault_is_no_reason_fo
     assert instance(database)["failures_in_a_row"] <= 1
 
 
+def test_a_save_that_met_somebody_elses_is_tried_again(fleet, database, dsn, folder):
+    worker = fleet.worker(dsn, folder)
+    item = enqueue(database, "ann", "raise DeadlockDetected deadlock detected")
+    until(lambda: rows(database, "SELECT 1 FROM job_attempts WHERE state = 'lost'"), "a lost attempt", told=worker.story)
+    cancel(database, item)
+
+    assert "the database was busy: deadlock detected" in worker.log()
+    assert instance(database)["failures_in_a_row"] == 0
+
+
 def test_a_graphs_own_error_fails_the_item_and_says_nothing_about_the_worker(fleet, database, dsn, folder):
     worker = fleet.worker(dsn, folder)
     items = [enqueue(database, "ann", "raise ValueError expected a picture") for _ in range(4)]
